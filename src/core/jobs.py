@@ -1,0 +1,143 @@
+"""The nouns: states of a task, the table of what may become of them, and what is remembered of jobs and tasks.
+
+A job is one script with `count` tasks (1 unless it is an array). A task is known as (job, pos), pos = 0..count-1;
+what people call its index is `Indexes.at(pos)` (core.syntax). Each execution of a task is an attempt, numbered from 1.
+JobRow and TaskRow are the persistent part, as the database holds them; a task has a row once it was given to a worker.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+
+WAITING = "waiting"  # for other jobs
+QUEUED = "queued"  # for a free place on a worker
+RUNNING = "running"  # given to a worker
+SUCCEEDED = "succeeded"
+FAILED = "failed"
+CANCELLED = "cancelled"
+
+STATES = (WAITING, QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLED)
+TERMINAL = frozenset((SUCCEEDED, FAILED, CANCELLED))
+
+# What happens to a task, in the past tense, and where it leads. A pair that is not listed is a defect of ours.
+TRANSITIONS: Dict[Tuple[str, str], str] = {
+    (WAITING, "released"): QUEUED,
+    (WAITING, "cancelled"): CANCELLED,
+    (QUEUED, "assigned"): RUNNING,
+    (QUEUED, "cancelled"): CANCELLED,
+    (QUEUED, "finished elsewhere"): RUNNING,  # the attempt thought lost reports after all, before the next one left
+    (RUNNING, "succeeded"): SUCCEEDED,
+    (RUNNING, "failed"): FAILED,
+    (RUNNING, "cancelled"): CANCELLED,
+    (RUNNING, "lost"): QUEUED,  # its worker went away
+    (RUNNING, "given back"): QUEUED,  # by a worker that had not started it, or that leaves in good order
+    (RUNNING, "failed, again"): QUEUED,  # --retries
+    (FAILED, "retried"): QUEUED,  # by a person: `client.py retry`
+    (CANCELLED, "retried"): QUEUED,
+}
+
+
+class IllegalTransition(AssertionError):
+    """A defect: the table has no such pair. The message tells the task and what happened to it."""
+
+
+def after(state: str, happening: str) -> str:
+    """The state that `happening` leads to from `state`; raises IllegalTransition when the table has no such pair."""
+    try:
+        return TRANSITIONS[state, happening]
+    except KeyError:
+        raise IllegalTransition(f"a {state} task cannot have {happening!r} happen to it") from None
+
+
+class TaskKey(NamedTuple):
+    """One execution of one task."""
+
+    job: int
+    pos: int
+    attempt: int
+
+
+class JobRow(NamedTuple):
+    """A job as the database has it. Times are wall clock seconds."""
+
+    id: int
+    request_id: str  # the client's; the same one again is the same job
+    once: Optional[str]  # --once KEY
+    name: str
+    user: str
+    priority: int
+    state: str  # of the whole: running when any task runs, else queued, waiting; when all ended failed > cancelled > succeeded
+    count: int
+    waiting: int
+    queued: int
+    running: int
+    succeeded: int
+    failed: int
+    cancelled: int
+    spec: str  # JSON text
+    sets: str  # JSON text {"waiting": [[lo, hi)..], "queued": .., "cancelled": ..}: positions that have no row of their own state
+    submitted_at: float
+    started_at: Optional[float]
+    finished_at: Optional[float]
+    reason: Optional[str]
+
+
+class TaskRow(NamedTuple):
+    """A task that was given to a worker at least once. `attempt` is the one that counts (fencing)."""
+
+    job: int
+    pos: int
+    state: str
+    attempt: int
+    worker: Optional[str]  # name
+    started_at: Optional[float]  # None until the worker said so
+    finished_at: Optional[float]
+    exit_code: Optional[int]
+    signal: Optional[int]
+    reason: Optional[str]
+    cpu_seconds: Optional[float]
+    max_rss_bytes: Optional[int]
+    output_bytes: int
+    error_bytes: int
+    dropped_bytes: int
+    retries: int  # used of --retries
+    crashes: int  # workers lost under it
+    timed_out: int  # 1: --timeout ran out
+    files: Optional[str]  # hash of the manifest of returned files
+    worker_id: Optional[str]
+
+
+class Finish(NamedTuple):
+    """What a worker says of an attempt that ended."""
+
+    job: int
+    pos: int
+    attempt: int
+    exit_code: Optional[int]
+    signal: Optional[int]
+    reason: Optional[str]
+    started_at: Optional[float]
+    finished_at: float
+    cpu_seconds: Optional[float]
+    max_rss_bytes: Optional[int]
+    output_bytes: int
+    error_bytes: int
+    dropped_bytes: int
+    files: Optional[str]
+    timed_out: bool
+    never_ran: bool  # not the script's fault
+    cancelled: bool  # ended by a kill that the manager asked for
+    out: Optional[bytes]  # the whole stream when it is small and was never sent before, else None: the spool has it
+    err: Optional[bytes]
+
+
+def spec_blobs(spec: Dict[str, Any]) -> List[str]:
+    """Every content hash that the spec itself names (the files of a send manifest come on top)."""
+    found: List[str] = [spec["script"]["hash"]]
+    found += [item[1] for item in spec.get("modules") or ()]
+    found += [spec[key] for key in ("args_blob", "env_blob", "stdin") if spec.get(key)]
+    if spec.get("send"):
+        found.append(spec["send"]["manifest"])
+    if spec.get("lines"):
+        found += [chunk[1] for chunk in spec["lines"]["chunks"]]
+    return found
