@@ -6,7 +6,8 @@ its answer. The core only hands them back.
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple, Union
+from collections.abc import Iterable
+from typing import Any, NamedTuple, Optional, Union
 
 from .jobs import Finish, JobRow, TaskKey, TaskRow
 from .saves import Save
@@ -27,7 +28,7 @@ class JobSubmitted(NamedTuple):
     """Answer: {"id": int, "warning": str | None, "again": bool} or {"error": code, "message": str}."""
 
     request_id: str
-    spec: Dict[str, Any]  # checked
+    spec: dict[str, Any]  # checked
     spec_text: str
     reply_to: ReplyTo
 
@@ -35,7 +36,7 @@ class JobSubmitted(NamedTuple):
 class CancelAsked(NamedTuple):
     """Answer: {"cancelled": [(job, [(lo, hi)..] positions inclusive, whole: bool)..]}. Targets None: all that live."""
 
-    targets: Optional[List[Target]]
+    targets: Optional[list[Target]]
     grace: Optional[float]
     reply_to: ReplyTo
 
@@ -43,14 +44,14 @@ class CancelAsked(NamedTuple):
 class RetryAsked(NamedTuple):
     """Answer: {"queued": the same form as of CancelAsked}."""
 
-    targets: List[Target]
+    targets: list[Target]
     reply_to: ReplyTo
 
 
 class DrainAsked(NamedTuple):
     """Answer: {"names": [..]} or {"error": "no-such-worker", "message": ..}."""
 
-    names: List[str]
+    names: list[str]
     drain: bool
     reply_to: ReplyTo
 
@@ -59,7 +60,7 @@ class WorkerJoined(NamedTuple):
     """`info` is the checked join message."""
 
     link: Link
-    info: Dict[str, Any]
+    info: dict[str, Any]
 
 
 class WorkerGone(NamedTuple):
@@ -71,16 +72,16 @@ class WorkerGone(NamedTuple):
 
 class WorkerReported(NamedTuple):
     link: Link
-    started: List[Tuple[int, int, int, float, bool, Optional[str]]]  # job, pos, attempt, at, warm, why cold
-    finished: List[Finish]
-    recalled: List[TaskKey]
+    started: list[tuple[int, int, int, float, bool, Optional[str]]]  # job, pos, attempt, at, warm, why cold
+    finished: list[Finish]
+    recalled: list[TaskKey]
 
 
 class WorkerStated(NamedTuple):
     """`state` is the checked state message."""
 
     link: Link
-    state: Dict[str, Any]
+    state: dict[str, Any]
 
 
 class Tick(NamedTuple):
@@ -102,12 +103,12 @@ class WorkerMail:
     __slots__ = ("welcome", "jobs", "run", "kill", "ack", "recall", "drain", "close")
 
     def __init__(self) -> None:
-        self.welcome: Optional[Dict[str, Any]] = None  # {"name", "keep": [TaskKey..], "kill": [TaskKey..]}
-        self.jobs: Dict[int, str] = {}
-        self.run: List[TaskKey] = []
-        self.kill: List[Tuple[TaskKey, float]] = []
-        self.ack: List[TaskKey] = []
-        self.recall: List[TaskKey] = []
+        self.welcome: Optional[dict[str, Any]] = None  # {"name", "keep": [TaskKey..], "kill": [TaskKey..]}
+        self.jobs: dict[int, str] = {}
+        self.run: list[TaskKey] = []
+        self.kill: list[tuple[TaskKey, float]] = []
+        self.ack: list[TaskKey] = []
+        self.recall: list[TaskKey] = []
         self.drain: Optional[bool] = None
         self.close: Optional[str] = None
 
@@ -124,11 +125,11 @@ class Note(NamedTuple):
 class Effects(NamedTuple):
     """In this order: saves in one transaction, then everything else."""
 
-    saves: List[Save]
-    mail: Dict[Link, WorkerMail]
-    replies: List[Tuple[ReplyTo, Dict[str, Any]]]
-    notes: List[Note]
-    log: List[str]  # facts worth an INFO line
+    saves: list[Save]
+    mail: dict[Link, WorkerMail]
+    replies: list[tuple[ReplyTo, dict[str, Any]]]
+    notes: list[Note]
+    log: list[str]  # facts worth an INFO line
 
 
 class History:
@@ -140,7 +141,7 @@ class History:
     def task(self, job: int, pos: int) -> Optional[TaskRow]:
         raise NotImplementedError
 
-    def positions(self, job: int, states: Iterable[str], lo: int, hi: int) -> List[int]:
+    def positions(self, job: int, states: Iterable[str], lo: int, hi: int) -> list[int]:
         """Positions lo..hi that have a row in one of these states, ascending."""
         raise NotImplementedError
 
@@ -155,6 +156,6 @@ class Loaded(NamedTuple):
     """What a start finds in the store."""
 
     next_id: int
-    jobs: List[JobRow]  # not finished
-    tasks: List[TaskRow]  # of those jobs: running ones, and queued ones that ran before
-    workers: List[Tuple[str, str, bool]]  # worker_id, name, drained
+    jobs: list[JobRow]  # not finished
+    tasks: list[TaskRow]  # of those jobs: running ones, and queued ones that ran before
+    workers: list[tuple[str, str, bool]]  # worker_id, name, drained

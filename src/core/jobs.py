@@ -7,7 +7,7 @@ JobRow and TaskRow are the persistent part, as the database holds them; a task h
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, NamedTuple, Optional
 
 WAITING = "waiting"  # for other jobs
 QUEUED = "queued"  # for a free place on a worker
@@ -20,7 +20,7 @@ STATES = (WAITING, QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLED)
 TERMINAL = frozenset((SUCCEEDED, FAILED, CANCELLED))
 
 # What happens to a task, in the past tense, and where it leads. A pair that is not listed is a defect of ours.
-TRANSITIONS: Dict[Tuple[str, str], str] = {
+TRANSITIONS: dict[tuple[str, str], str] = {
     (WAITING, "released"): QUEUED,
     (WAITING, "cancelled"): CANCELLED,
     (QUEUED, "assigned"): RUNNING,
@@ -66,7 +66,7 @@ class JobRow(NamedTuple):
     name: str
     user: str
     priority: int
-    state: str  # of the whole: running when any task runs, else queued, waiting; when all ended failed > cancelled > succeeded
+    state: str  # running when any task runs, else queued, waiting; ended: failed > cancelled > succeeded
     count: int
     waiting: int
     queued: int
@@ -75,7 +75,7 @@ class JobRow(NamedTuple):
     failed: int
     cancelled: int
     spec: str  # JSON text
-    sets: str  # JSON text {"waiting": [[lo, hi)..], "queued": .., "cancelled": ..}: positions that have no row of their own state
+    sets: str  # JSON text {"waiting": [[lo, hi)..], "queued": .., "cancelled": ..}: positions without a row
     submitted_at: float
     started_at: Optional[float]
     finished_at: Optional[float]
@@ -131,9 +131,9 @@ class Finish(NamedTuple):
     err: Optional[bytes]
 
 
-def spec_blobs(spec: Dict[str, Any]) -> List[str]:
+def spec_blobs(spec: dict[str, Any]) -> list[str]:
     """Every content hash that the spec itself names (the files of a send manifest come on top)."""
-    found: List[str] = [spec["script"]["hash"]]
+    found: list[str] = [spec["script"]["hash"]]
     found += [item[1] for item in spec.get("modules") or ()]
     found += [spec[key] for key in ("args_blob", "env_blob", "stdin") if spec.get(key)]
     if spec.get("send"):

@@ -6,7 +6,7 @@ spool file before the commit, and does the second after it.
 
 from __future__ import annotations
 
-from typing import Any, Dict, NamedTuple, Optional, Union
+from typing import Any, NamedTuple, Optional, Union
 
 from .jobs import JobRow, TaskRow
 
@@ -21,7 +21,7 @@ class UpdateJob(NamedTuple):
     """Changed columns of a job."""
 
     id: int
-    fields: Dict[str, Any]
+    fields: dict[str, Any]
 
 
 class SaveTask(NamedTuple):
