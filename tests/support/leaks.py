@@ -11,12 +11,13 @@ import gc
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 import unittest
 from itertools import count
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Optional, Union
 
 from .waiting import StillWaiting, wait_until
 
@@ -26,6 +27,12 @@ SETTLE_S = 10.0  # threads and processes that are on their way out get so long
 IGNORED_FILES = ("/dev/urandom",)  # opened once by the interpreter, for good
 
 _numbers = count(1)
+_evidence: dict[object, tuple[Union[str, Callable[[], str]], bool]] = {}
+
+
+def show_with_failures(key: object, text: Union[str, Callable[[], str]], closed: bool = False) -> None:
+    """Print `text` when the running test fails, and those after it unless `closed`. A new text replaces the old one."""
+    _evidence[key] = (text, closed)
 
 
 class Case(unittest.TestCase):
@@ -42,9 +49,14 @@ class Case(unittest.TestCase):
         tempfile.tempdir = temp
         before = (set(threading.enumerate()), child_pids(), open_files())
         self.addCleanup(_check, self, temp, mark, before)  # registered first, so it runs last
+        for key in [key for key, (_, closed) in _evidence.items() if closed]:
+            del _evidence[key]
+        bad = len(result.failures) + len(result.errors) if result is not None else 0
         try:
             return super().run(result)
         finally:
+            if result is not None and len(result.failures) + len(result.errors) > bad:
+                _show_evidence(self)
             tempfile.tempdir = saved_tempdir
             for name, value in saved.items():
                 if value is None:
@@ -52,6 +64,12 @@ class Case(unittest.TestCase):
                 else:
                     os.environ[name] = value
             shutil.rmtree(temp, ignore_errors=True)
+
+
+def _show_evidence(case: unittest.TestCase) -> None:
+    print(f"\n=== evidence for {case.id()}", file=sys.stderr)
+    for text, _ in _evidence.values():
+        print(text if isinstance(text, str) else text(), file=sys.stderr)
 
 
 def child_pids() -> set[int]:
