@@ -4,7 +4,7 @@
         done = client(manager, "run", "hello.py", "Alice")       # client.py run HOST PORT hello.py Alice
         self.assertEqual(done.stdout, "Hello, Alice!\\n")
 
-Each manager has a temporary folder: keys in home/ (MICROCLUSTER_HOME), data in manager/ and wN/, captured output in logs/,
+Each manager has a temporary folder: keys in home/ (MICROCLUSTER_HOME), data in manager/ and wN/, output in logs/,
 shown when a test of `Case` fails. Ports are always picked by the system. `enter(self, ...)` is for setUp,
 `enter_class(cls, ...)` for setUpClass.
 """
