@@ -1,4 +1,4 @@
-"""Counts down, slowly: output that arrives line by line while the script runs. Arguments: from (default 5), pause (0.2 s).
+"""Counts down, slowly: output arrives line by line while the script runs. Arguments: from (default 5), pause (0.2 s).
 
 Look at it from another terminal, or from another machine, while it runs:
 

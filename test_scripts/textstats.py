@@ -4,7 +4,7 @@ from collections import Counter
 
 
 def frequent_letters(text: str, many: int) -> list:
-    """The `many` most frequent letters with their counts; of equally frequent ones the earlier in the alphabet first."""
+    """The `many` most frequent letters with their counts; equally frequent ones in order of the alphabet."""
     counts = Counter(letter for letter in text.lower() if letter.isalpha())
     return sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:many]
 
