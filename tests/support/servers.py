@@ -226,8 +226,8 @@ class Worker(Program):
 
 
 def clean_environ(folder: Path) -> dict[str, str]:
-    """This process's environment without settings of microcluster, with a home of its own below `folder`."""
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("MICROCLUSTER_")}
+    """This process's environment without settings of microcluster and Python, with a home of its own below `folder`."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("MICROCLUSTER_", "PYTHON"))}
     environ.update(MICROCLUSTER_HOME=str(folder / "home"), HOME=str(folder / "user"))
     environ.pop("XDG_CONFIG_HOME", None)
     if MARK in os.environ:
