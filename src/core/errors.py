@@ -1,15 +1,15 @@
 """The error tree. Every error that a person can see is one line that says what is wrong and what to do.
 
-    MicroclusterError            code: stable word for the wire
-    ├── UsageError               yours: a wrong option, a malformed id, a file that is not there   (exit 2)
-    ├── KeyProblem               yours: a missing, wrong or unsafe key                             (exit 77, client 125)
-    ├── Refused                  theirs: the manager understood and said no; carries its code      (exit 125)
-    ├── StoreError               ours: the data directory cannot be used                           (exit 1)
-    │   └── DiskFull             nothing of the batch was stored; try again later
-    └── LinkError                the link
-        ├── Unreachable          nobody listens there, or not before the deadline
-        ├── ManagerGone          the connection broke, or went silent, after it stood
-        └── ProtocolError        the peer speaks something else, or another version
+MicroclusterError            code: stable word for the wire
+├── UsageError               yours: a wrong option, a malformed id, a file that is not there   (exit 2)
+├── KeyProblem               yours: a missing, wrong or unsafe key                             (exit 77, client 125)
+├── Refused                  theirs: the manager understood and said no; carries its code      (exit 125)
+├── StoreError               ours: the data directory cannot be used                           (exit 1)
+│   └── DiskFull             nothing of the batch was stored; try again later
+└── LinkError                the link
+    ├── Unreachable          nobody listens there, or not before the deadline
+    ├── ManagerGone          the connection broke, or went silent, after it stood
+    └── ProtocolError        the peer speaks something else, or another version
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ class JobRow(NamedTuple):
     user: str
     priority: int
     state: str  # running when any task runs, else queued, waiting; ended: failed > cancelled > succeeded
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody needs
     waiting: int
     queued: int
     running: int
@@ -141,3 +141,18 @@ def spec_blobs(spec: dict[str, Any]) -> list[str]:
     if spec.get("lines"):
         found += [chunk[1] for chunk in spec["lines"]["chunks"]]
     return found
+
+
+# Linux numbers: what a worker on another system calls differently it names itself in the reason.
+SIGNALS = {
+    1: "SIGHUP", 2: "SIGINT", 3: "SIGQUIT", 4: "SIGILL", 5: "SIGTRAP", 6: "SIGABRT", 7: "SIGBUS", 8: "SIGFPE",
+    9: "SIGKILL", 10: "SIGUSR1", 11: "SIGSEGV", 12: "SIGUSR2", 13: "SIGPIPE", 14: "SIGALRM", 15: "SIGTERM",
+    16: "SIGSTKFLT", 17: "SIGCHLD", 18: "SIGCONT", 19: "SIGSTOP", 20: "SIGTSTP", 21: "SIGTTIN", 22: "SIGTTOU",
+    23: "SIGURG", 24: "SIGXCPU", 25: "SIGXFSZ", 26: "SIGVTALRM", 27: "SIGPROF", 28: "SIGWINCH", 29: "SIGIO",
+    30: "SIGPWR", 31: "SIGSYS",
+}  # fmt: skip
+
+
+def signal_name(number: int) -> str:
+    """`SIGKILL` for 9; `signal 40` for one without a name."""
+    return SIGNALS.get(number) or f"signal {number}"

@@ -1,0 +1,299 @@
+"""Keeps the books of what is free where, and carries out plans: assigns, sends ahead, asks back, reserves.
+
+The half of the cluster's brain that changes with every task; scheduler.py holds the rules it follows.
+"""
+
+from __future__ import annotations
+
+from heapq import heapify, heappop, heappush
+from typing import TYPE_CHECKING
+
+from .jobs import QUEUED, RUNNING, TaskKey, TaskRow, after
+from .live import Job, Live, Shape, Worker
+from .scheduler import RESERVE_AFTER_S, Key, Ready, Room, ahead_limit, capable, may_go_ahead, needs
+
+if TYPE_CHECKING:
+    from .cluster import Cluster
+
+
+class Placement:
+    """Free resources of workers, CPUs in use by user, and the jobs that are ready."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self.ready = Ready()
+        self.usage: dict[str, int] = {}  # CPUs in use by user
+        self._open: dict[str, Worker] = {}  # connected workers that may have a free CPU
+        self._hungry: dict[str, Worker] = {}  # to which work may be sent ahead
+        self._ahead = 0  # tasks ahead in all
+        self._blocked: dict[Shape, float] = {}  # since when a shape fits nowhere while it is its turn
+        self._paused: dict[str, Worker] = {}
+        self._news = False
+
+    # -- books ---------------------------------------------------------------------------------------------------------
+
+    def consider(self, job: Job) -> None:
+        """After a change in a job: it is ready, or is not."""
+        if job.queued and (job.max_running is None or len(job.live) < job.max_running):
+            if job.id not in self.ready:
+                self.ready.add(job)
+                self._hungry.update(self._cluster.workers)
+            self._news = True
+        else:
+            self.ready.remove(job.id)
+
+    def took(self, live: Live) -> None:
+        """A task is with its worker; it holds resources unless it was sent ahead."""
+        user, cpus = live.job.user, live.job.shape.cpus
+        self.usage[user] = self.usage.get(user, 0) + cpus
+        if live.ahead:
+            self._ahead += 1
+            return
+        for name, n in needs(live.job.shape):
+            live.worker.free[name] = live.worker.free.get(name, 0) - n
+        if live.worker.free["cpus"] <= 0:
+            self._open.pop(live.worker.id, None)
+
+    def gave(self, live: Live, now: float) -> None:
+        """A task left its worker."""
+        user, worker = live.job.user, live.worker
+        left = self.usage.get(user, 0) - live.job.shape.cpus
+        if left > 0:
+            self.usage[user] = left
+        else:
+            self.usage.pop(user, None)
+        if live.ahead:
+            self._ahead -= 1
+        else:
+            for name, n in needs(live.job.shape):
+                worker.free[name] = worker.free.get(name, 0) + n
+            if self._ahead:
+                self._promote(worker, now)
+        if worker.paused_until > now:
+            self._paused[worker.id] = worker
+        self.changed(worker)
+
+    def _promote(self, worker: Worker, now: float) -> None:
+        """As the worker itself does: what was sent ahead starts, in order, as far as it fits."""
+        for live in worker.live.values():
+            if not live.ahead:
+                continue
+            wanted = needs(live.job.shape)
+            if any(worker.free.get(name, 0) < n for name, n in wanted):
+                break
+            live.ahead = False
+            live.assigned_at = now
+            self._ahead -= 1
+            for name, n in wanted:
+                worker.free[name] -= n
+
+    def changed(self, worker: Worker) -> None:
+        """After a change in what the worker has free or may take."""
+        self._news = True
+        if worker.link is not None:
+            self._hungry[worker.id] = worker
+            if worker.free["cpus"] > 0:
+                self._open[worker.id] = worker
+
+    def rejoined(self, worker: Worker) -> None:
+        """A worker's connection is new, and so is what it said of itself: count again what it holds."""
+        for live in worker.live.values():
+            if live.ahead:
+                live.ahead = False
+                self._ahead -= 1
+            for name, n in needs(live.job.shape):
+                worker.free[name] = worker.free.get(name, 0) - n
+        worker.reserved_for = None
+        self.changed(worker)
+
+    def left(self, worker: Worker) -> None:
+        worker.reserved_for = None
+        for where in (self._open, self._hungry, self._paused):
+            where.pop(worker.id, None)
+
+    def deadlines(self) -> list[float]:
+        """When a plan may come out differently though nothing happened."""
+        due = [worker.paused_until for worker in self._paused.values()]
+        due += [since + RESERVE_AFTER_S for since in self._blocked.values() if since > 0]
+        return due
+
+    def wake(self, now: float) -> None:
+        """A deadline came."""
+        self._news = True
+        for worker in [w for w in self._paused.values() if w.paused_until <= now]:
+            del self._paused[worker.id]
+            self.changed(worker)
+
+    # -- plan ----------------------------------------------------------------------------------------------------------
+
+    def plan(self, now: float, wall: float) -> None:
+        """Give ready tasks to workers with room; then send ahead; or, with none ready, ask back for idle workers."""
+        if not self._news:
+            return
+        self._news = False
+        if len(self.ready):
+            order = self._order()
+            room = Room(self._open.values(), now)
+            if room and order:
+                order = self._fill(order, room, now)
+            if order and not room:
+                self._send_ahead(order, now)
+        elif self._ahead and self._open:
+            self._ask_back(now)
+        self._hungry.clear()
+
+    def _order(self) -> list[tuple[Key, Shape]]:
+        found = []
+        for shape in self.ready.shapes():
+            best = self.ready.best(shape, self.usage)
+            if best is not None:
+                found.append((best[0], shape))
+        heapify(found)
+        return found
+
+    def _next(self, order: list[tuple[Key, Shape]]) -> tuple[Shape, Job] | None:
+        """The shape whose turn it is, with its job. Keys only grow while a plan is made, so old ones are put back."""
+        while order:
+            key, shape = heappop(order)
+            best = self.ready.best(shape, self.usage)
+            if best is None:
+                continue
+            if best[0] != key:
+                heappush(order, (best[0], shape))
+                continue
+            return shape, self._cluster.jobs[best[1]]
+        return None
+
+    def _fill(self, order: list[tuple[Key, Shape]], room: Room, now: float) -> list[tuple[Key, Shape]]:
+        blocked: list[tuple[Key, Shape]] = []
+        while room:
+            found = self._next(order)
+            if found is None:
+                break
+            shape, job = found
+            past = job.past.get(job.queued.first())
+            worker = room.pick(job, past.worker_id if past is not None else None)
+            best = self.ready.best(shape, self.usage)
+            if worker is None:
+                assert best is not None
+                blocked.append((best[0], shape))
+                self._hold_up(shape, job.priority, now)
+                continue
+            self._blocked.pop(shape, None)
+            if worker.reserved_for is not None and worker.reserved_for[0] == shape:
+                worker.reserved_for = None
+            self._assign(job, worker, now, ahead=False)
+            room.back(worker)
+            best = self.ready.best(shape, self.usage)
+            if best is not None:
+                heappush(order, (best[0], shape))
+        for entry in blocked:
+            heappush(order, entry)
+        return order
+
+    def _hold_up(self, shape: Shape, priority: int, now: float) -> None:
+        """It is this shape's turn and it fits nowhere: after a while, keep a worker free for it."""
+        since = self._blocked.get(shape)
+        if since is None:
+            able = any(w.usable(now) and capable(shape, w) for w in self._cluster.workers.values())
+            if able:
+                self._blocked[shape] = now
+            return
+        if since <= 0 or now - since < RESERVE_AFTER_S:
+            return
+        able_now = [
+            w for w in self._cluster.workers.values() if w.usable(now) and not w.reserved_for and capable(shape, w)
+        ]
+        if able_now:
+            max(able_now, key=lambda w: (w.free["cpus"], w.id)).reserved_for = (shape, priority)
+            self._blocked[shape] = 0.0  # reserved: no further deadline
+
+    def _assign(self, job: Job, worker: Worker, now: float, ahead: bool) -> None:
+        pos = job.queued.first()
+        job.queued.discard(pos)
+        past = job.past.pop(pos, None)
+        if past is None:
+            row = TaskRow(
+                job.id, pos, after(QUEUED, "assigned"), 1, worker.name, None, None, None, None, None, None, None,
+                0, 0, 0, 0, 0, 0, None, worker.id,
+            )  # fmt: skip
+        else:
+            row = past._replace(
+                state=RUNNING, attempt=past.attempt + 1, worker=worker.name, worker_id=worker.id, reason=None
+            )
+        cluster = self._cluster
+        live = Live(job, row, worker, now)
+        live.ahead = ahead
+        job.live[pos] = live
+        worker.live[job.id, pos] = live
+        self.took(live)
+        cluster.save_task(row)
+        mail = cluster.mail(worker)
+        if job.id not in worker.sent:
+            worker.sent.add(job.id)
+            mail.jobs[job.id] = cluster.spec_text(job.id)
+        mail.run.append(TaskKey(job.id, pos, row.attempt))
+        cluster.assigned(job, row)
+
+    def _send_ahead(self, order: list[tuple[Key, Shape]], now: float) -> None:
+        for worker in list(self._hungry.values()):
+            if not worker.usable(now) or worker.reserved_for is not None:
+                continue
+            want = ahead_limit(worker) - sum(live.ahead for live in worker.live.values())
+            aside: list[tuple[Key, Shape]] = []
+            while want > 0:
+                found = self._next(order)
+                if found is None:
+                    break
+                shape, job = found
+                if may_go_ahead(shape) and capable(shape, worker):
+                    self._assign(job, worker, now, ahead=True)
+                    want -= 1
+                    best = self.ready.best(shape, self.usage)
+                    if best is not None:
+                        heappush(order, (best[0], shape))
+                else:
+                    best = self.ready.best(shape, self.usage)
+                    if best is not None:
+                        aside.append((best[0], shape))
+            for entry in aside:
+                heappush(order, entry)
+            if not order:
+                break
+
+    def _ask_back(self, now: float) -> None:
+        """Idle workers and nothing ready: take back half of what waits at the worker that has most."""
+        idle = sum(worker.free["cpus"] for worker in self._open.values() if worker.usable(now))
+        for worker in self._cluster.workers.values():
+            if idle <= 0:
+                break
+            if worker.link is None:
+                continue
+            waiting = [live for live in worker.live.values() if live.ahead and not live.recalled]
+            if not waiting or not any(
+                capable(waiting[-1].job.shape, w) for w in self._open.values() if w is not worker
+            ):
+                continue
+            back = waiting[len(waiting) // 2 :][-idle:]
+            for live in back:
+                live.recalled = True
+                self._cluster.mail(worker).recall.append(TaskKey(live.row.job, live.row.pos, live.row.attempt))
+            idle -= len(back)
+
+    def check(self) -> None:
+        """Never more than a worker has (a worker that came back smaller excepted: it only takes no more)."""
+        for worker in self._cluster.workers.values():
+            used: dict[str, int] = {}
+            for live in worker.live.values():
+                if not live.ahead:
+                    for name, n in needs(live.job.shape):
+                        used[name] = used.get(name, 0) + n
+            if worker.link is not None:
+                for name, n in worker.total.items():
+                    assert worker.free[name] == n - used.get(name, 0), (worker.name, name, worker.free, used)
+        usage: dict[str, int] = {}
+        for job in self._cluster.jobs.values():
+            if job.live:
+                usage[job.user] = usage.get(job.user, 0) + len(job.live) * job.shape.cpus
+        assert usage == self.usage, (usage, self.usage)
+        assert self._ahead == sum(live.ahead for w in self._cluster.workers.values() for live in w.live.values())
