@@ -306,14 +306,12 @@ class TestSecrecy(ClusterCase):
         self.assertNotIn("Traceback", self.manager.err)
 
     def test_key_files_are_for_their_user_alone(self) -> None:
-        home = self.manager.folder / "home"
-        self.assertEqual(
-            {path.name for path in home.iterdir()} & {"manager.key", "cluster.key"}, {"manager.key", "cluster.key"}
-        )
         for name in ("manager.key", "cluster.key"):
-            self.assertEqual((home / name).stat().st_mode & 0o777, 0o600, name)
-            for line in (home / name).read_text().split():
-                self.assertNotIn(line, self.manager.err, "the key is never printed")
+            path = self.manager.folder / "home" / name
+            self.assertEqual(path.stat().st_mode & 0o777, 0o600, name)
+            for word in path.read_text().split():
+                if len(word) >= 40:
+                    self.assertNotIn(word, self.manager.err, "a key is never printed")
 
     def test_a_script_sees_no_secret(self) -> None:
         enter(self, running_worker(self.manager))
