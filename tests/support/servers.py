@@ -39,7 +39,10 @@ _numbers = count(1)
 
 
 class Program:
-    """One process in a group of its own, with its output in files. Not started until `start` or `with`."""
+    """One process in a group of its own, with its output in files. Not started until `start` or `with`.
+
+    `launch` starts the process; `start`, in subclasses, also waits until it says that it is ready.
+    """
 
     def __init__(self, name: str, command: list[Word], folder: Path, environ: dict[str, str]) -> None:
         self.name = name
@@ -47,12 +50,14 @@ class Program:
         self.folder = folder
         self.environ = environ
         self.process: Optional[subprocess.Popen[bytes]] = None
-        self.starts = 0
         self.out_path = self.err_path = folder / "logs" / "never"
         self.cwd = folder
 
     def start(self: P) -> P:
-        self.starts += 1
+        self.launch()
+        return self
+
+    def launch(self) -> None:
         logs = self.folder / "logs"
         logs.mkdir(exist_ok=True)
         number = next(_numbers)
@@ -68,7 +73,6 @@ class Program:
                 start_new_session=True,
             )
         show_with_failures(self, self.logs)
-        return self
 
     def __enter__(self: P) -> P:
         return self if self.process is not None else self.start()
@@ -165,7 +169,7 @@ class Manager(Program):
     def start(self) -> Manager:
         self.command = [self.python, str(ROOT / "run.py"), "manager", "--data", str(self.data)]
         self.command += [*self.options, self.host, str(self.port)]
-        super().start()
+        self.launch()
         self.port = int(self.wait_for(MANAGER_READY).group(2))
         return self
 
@@ -214,7 +218,7 @@ class Worker(Program):
         self.data = data
 
     def start(self) -> Worker:
-        super().start()
+        self.launch()
         self.wait_for(WORKER_READY)
         return self
 
