@@ -2,10 +2,10 @@
 
     python3 tests/benchmarks/chaos.py --minutes 10 [--seed N] [--workers 4] [--submitters 3]
 
-Real processes and a proxy between the manager and all others. Afterwards it must be true that: every id that was printed
-exists, each submission made one job, each job is in one terminal state with exactly the output of its winning attempt,
-no attempt ran twice, and scripts ran again only as often as workers were lost. A few seconds of it are part of the tests:
-tests/process/test_chaos_short.py.
+Real processes and a proxy between the manager and all others. Afterwards it must be true that: every id printed
+exists, each submission made one job, each job is in one terminal state with exactly the output of its winning
+attempt, no attempt ran twice, and scripts ran again only as often as workers were lost. A few seconds of it are part
+of the tests: tests/process/test_chaos_short.py.
 """
 
 from __future__ import annotations
