@@ -1,62 +1,39 @@
-"""The manager's brain: events in, effects out. Owns which task is where; touches nothing.
+"""The manager's brain: events in, effects out. Decides which task is where; touches nothing.
 
-    handle(event, now, wall)*  →  take_effects(wall)  →  the shell commits `saves`, then sends the rest
+    handle(event, now, wall)*  →  take_effects(now, wall)  →  the shell commits `saves`, then sends the rest
 
 Called by the manager's core thread alone (and by the simulator). `now` is monotonic and decides; `wall` is only stored
-and shown. What is finished is in the History (the store); what this batch changed and the store does not have yet is
-looked up in `_fresh_tasks` and `_leaving` first.
+and shown. What it knows is in lookup.py, workers coming and going in membership.py, who runs what in placement.py.
 """
 
 from __future__ import annotations
 
 import json
-from collections import deque
 from typing import Any
 
 from . import events, outcome
 from .dependencies import Dependencies
-from .events import Effects, History, Link, Loaded, Note, Target, WorkerMail
+from .events import Effects, History, Loaded, Note, Target
 from .explain import why_none_can, why_queued, why_waiting
 from .jobs import CANCELLED, FAILED, QUEUED, RUNNING, SUCCEEDED, TERMINAL, WAITING, JobRow, TaskKey, TaskRow, after
-from .live import CANCELLING, Job, Live, Shape, Worker
+from .live import CANCELLING, Job, Live, Worker
+from .lookup import Lookup, key_of
+from .membership import Membership
 from .placement import Placement
 from .ranges import RangeSet
-from .saves import ClearOutput, DropOutput, Save, SaveAttempt, SaveJob, SaveTask, SaveWorker, UpdateJob
+from .saves import ClearOutput, DropOutput, SaveAttempt, SaveJob, UpdateJob
 
 SPECS_KEPT = 2000  # specs of recent jobs kept in memory; older ones are read back when they start
-WORKER_FORGOTTEN_S = 3600.0  # a lost worker is listed for so long
 
 
-class Cluster:
-    """See the module. `settings` has `lost_after` (s) and `crash_limit`."""
+class Cluster(Lookup):
+    """See the module."""
 
     def __init__(self, history: History, settings: Any) -> None:
-        self.history = history
-        self.settings = settings
-        self.jobs: dict[int, Job] = {}
-        self.workers: dict[str, Worker] = {}
-        self.by_link: dict[Link, Worker] = {}
-        self.next_id = 1
+        super().__init__(history, settings)
         self.placement = Placement(self)
         self.dependencies = Dependencies(self)
-        self._shapes: dict[Shape, Shape] = {}
-        self._specs: dict[int, str] = {}
-        self._ended: deque[tuple[int, int, int, str]] = deque()  # (job, lo, hi, state), not yet told to dependants
-        self._begin_batch()
-        self.ignored = 0  # reports of attempts that no longer count
-        self.finished_tasks = 0
-
-    def _begin_batch(self) -> None:
-        self.saves: list[Save] = []
-        self._mail: dict[Link, WorkerMail] = {}
-        self._replies: list[tuple[Any, dict[str, Any]]] = []
-        self._notes: list[Note] = []
-        self.log: list[str] = []
-        self._dirty: dict[int, Job] = {}
-        self._leaving: dict[int, Job] = {}
-        self._fresh_tasks: dict[tuple[int, int], TaskRow] = {}
-        self._fresh_requests: dict[str, int] = {}
-        self._fresh_once: dict[str, int] = {}
+        self.membership = Membership(self)
 
     # -- the door ------------------------------------------------------------------------------------------------------
 
@@ -68,13 +45,13 @@ class Cluster:
             self.workers[worker_id] = Worker(worker_id, name, drained)
         for row in loaded.jobs:
             spec = json.loads(row.spec)
-            job = Job(row.id, spec, self._shape(spec), row.submitted_at)
+            job = Job(row.id, spec, self.shape(spec), row.submitted_at)
             job.restore(row)
             self.jobs[job.id] = job
         for task in loaded.tasks:
             job = self.jobs[task.job]
             if task.state == RUNNING:
-                worker = self._worker(task.worker_id or "", task.worker or "?")
+                worker = self.membership.worker(task.worker_id or "", task.worker or "?")
                 worker.gone_at = now
                 live = Live(job, task, worker, now)
                 job.live[task.pos] = live
@@ -95,19 +72,19 @@ class Cluster:
         elif isinstance(event, events.JobSubmitted):
             self._on_submit(event, now, wall)
         elif isinstance(event, events.WorkerJoined):
-            self._on_join(event, now, wall)
+            self.membership.on_join(event, now, wall)
         elif isinstance(event, events.WorkerGone):
-            self._on_gone(event, now, wall)
+            self.membership.on_gone(event, now, wall)
         elif isinstance(event, events.WorkerStated):
-            self._on_state(event)
+            self.membership.on_state(event)
         elif isinstance(event, events.CancelAsked):
             self._on_cancel(event, now, wall)
         elif isinstance(event, events.RetryAsked):
             self._on_retry(event)
         elif isinstance(event, events.DrainAsked):
-            self._on_drain(event, wall)
+            self.membership.on_drain(event, wall)
         else:
-            self._on_tick(now, wall)
+            self.membership.on_tick(now, wall)
         self._settle(now, wall)
 
     def take_effects(self, now: float, wall: float) -> Effects:
@@ -116,7 +93,7 @@ class Cluster:
         self._settle(now, wall)
         for job in self._dirty.values():
             self.saves.append(UpdateJob(job.id, job.columns()))
-        effects = Effects(self.saves, self._mail, self._replies, self._notes, self.log)
+        effects = Effects(self.saves, self.outgoing, self._replies, self._notes, self.log)
         for old in list(self._specs)[: max(0, len(self._specs) - SPECS_KEPT)]:
             del self._specs[old]
         self._begin_batch()
@@ -124,7 +101,7 @@ class Cluster:
 
     def next_deadline(self) -> float | None:
         """When (monotonic) a Tick is due at the latest; None: never, by itself."""
-        due = [w.gone_at + self._patience(w) for w in self.workers.values() if w.gone_at is not None]
+        due = [w.gone_at + self.membership.patience(w) for w in self.workers.values() if w.gone_at is not None]
         due += self.placement.deadlines()
         return min(due) if due else None
 
@@ -136,13 +113,13 @@ class Cluster:
         if known is None and once:
             known = self._fresh_once.get(once) or self.history.by_once(once)
         if known is not None:
-            self._reply(event.reply_to, {"id": known, "warning": None, "again": True})
+            self.reply(event.reply_to, {"id": known, "warning": None, "again": True})
             return
         problem = self.dependencies.problem(spec)
         if problem is not None:
-            self._reply(event.reply_to, {"error": "no-such-job", "message": problem})
+            self.reply(event.reply_to, {"error": "no-such-job", "message": problem})
             return
-        job = Job(self.next_id, spec, self._shape(spec), wall)
+        job = Job(self.next_id, spec, self.shape(spec), wall)
         self.next_id += 1
         self.jobs[job.id] = job
         self._specs[job.id] = event.spec_text
@@ -153,15 +130,14 @@ class Cluster:
         counts = job.counts()
         row = JobRow(
             job.id, event.request_id, once, job.name, job.user, job.priority, job.state_now(), job.count,
-            *(counts[state] for state in (WAITING, QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLED)),
-            event.spec_text, job.sets(), wall, None, None, None,
+            counts[WAITING], counts[QUEUED], 0, 0, 0, 0, event.spec_text, job.sets(), wall, None, None, None,
         )  # fmt: skip
         self.saves.append(SaveJob(row))
         if job.after:
             self.dependencies.enter(job)
         self.refresh(job, changed=bool(job.after))
         warning = why_none_can(job.shape, self.workers.values())
-        self._reply(event.reply_to, {"id": job.id, "warning": warning, "again": False})
+        self.reply(event.reply_to, {"id": job.id, "warning": warning, "again": False})
 
     def _on_cancel(self, event: events.CancelAsked, now: float, wall: float) -> None:
         targets = event.targets
@@ -181,7 +157,7 @@ class Cluster:
                 hit.add(pos, pos + 1)
             if hit:
                 done.append((job.id, [(a, b - 1) for a, b in hit.ranges()], len(hit) == job.count))
-        self._reply(event.reply_to, {"cancelled": done})
+        self.reply(event.reply_to, {"cancelled": done})
 
     def kill(self, live: Live, grace: float) -> None:
         """End a running task; its worker is told now, or when it comes back."""
@@ -253,7 +229,7 @@ class Cluster:
                 self._leaving.pop(job.id, None)
                 self.refresh(job)
                 done.append((job.id, [(a, b - 1) for a, b in again.ranges()], len(again) == job.count))
-        self._reply(event.reply_to, {"queued": done})
+        self.reply(event.reply_to, {"queued": done})
 
     def _revive(self, job_id: int) -> Job | None:
         if job_id in self._leaving:
@@ -262,155 +238,11 @@ class Cluster:
         if row is None:
             return None
         spec = json.loads(row.spec)
-        job = Job(row.id, spec, self._shape(spec), row.submitted_at)
+        job = Job(row.id, spec, self.shape(spec), row.submitted_at)
         job.restore(row)
         return job
 
-    # -- workers -------------------------------------------------------------------------------------------------------
-
-    def _worker(self, worker_id: str, name: str) -> Worker:
-        if worker_id not in self.workers:
-            self.workers[worker_id] = Worker(worker_id, name)
-        return self.workers[worker_id]
-
-    def _on_join(self, event: events.WorkerJoined, now: float, wall: float) -> None:
-        info, link = event.info, event.link
-        worker_id = info["worker_id"]
-        worker = self.workers.get(worker_id)
-        if worker is not None and worker.link is not None and worker.boot != info["boot"]:
-            # A cloned machine, or one that was restarted so quickly that its old connection is not known to be dead:
-            # another worker, for the rest of this connection. The old one's tasks wait for the old one.
-            worker_id = f"{worker_id}.{info['boot'][:8]}"
-            worker = self.workers.get(worker_id)
-        if worker is None:
-            worker = self.workers[worker_id] = Worker(worker_id, info["name"])
-        if worker.link is not None:
-            self.mail_to(worker.link).close = "replaced by a newer connection of the same worker"
-            self.by_link.pop(worker.link, None)
-        same_process = worker.boot == info["boot"]
-        worker.describe(info)
-        worker.name = self._free_name(info["name"], worker)
-        worker.link, worker.gone_at, worker.lost, worker.draining = link, None, False, False
-        worker.sent = set()
-        self.by_link[link] = worker
-        self.placement.rejoined(worker)
-        self.saves.append(SaveWorker(worker.id, worker.name, worker.drained, wall))
-        keep, kill = self._reconcile(worker, info["holding"], same_process, now, wall)
-        mail = self.mail(worker)
-        mail.welcome = {"name": worker.name, "keep": keep, "kill": kill}
-        for live in worker.live.values():
-            if live.cancelling:
-                mail.kill.append((key_of(live.row), live.job.grace))
-        if worker.drained:
-            mail.drain = True
-        self.log.append(f"worker {worker.name} joined with {worker.slots} slots")
-
-    def _free_name(self, wanted: str, worker: Worker) -> str:
-        taken = {w.name for w in self.workers.values() if w is not worker and (w.link is not None or w.live)}
-        name, n = wanted, 1
-        while name in taken:
-            n += 1
-            name = f"{wanted}-{n}"
-        return name
-
-    def _reconcile(
-        self, worker: Worker, holding: list[Any], same_process: bool, now: float, wall: float
-    ) -> tuple[list[TaskKey], list[TaskKey]]:
-        keep: list[TaskKey] = []
-        kill: list[TaskKey] = []
-        held = set()
-        for job_id, pos, attempt, _state, started_at in holding:
-            key = TaskKey(job_id, pos, attempt)
-            live = worker.live.get((job_id, pos))
-            if live is None or live.row.attempt != attempt:
-                live = self._take_back(worker, key, now)
-            if live is None:
-                kill.append(key)
-                continue
-            held.add((job_id, pos))
-            live.started_at = started_at if started_at is not None else live.started_at
-            keep.append(key)
-        for live in [live for at, live in worker.live.items() if at not in held]:
-            if same_process:  # it never arrived there
-                self.requeue(live, "given back", "the assignment did not arrive", now, wall)
-            else:
-                self.lose(live, now, wall)
-        return keep, kill
-
-    def _take_back(self, worker: Worker, key: TaskKey, now: float) -> Live | None:
-        """A worker thought lost holds the newest attempt of a task that did not start again yet: let it go on."""
-        job = self.jobs.get(key.job)
-        row = job.past.get(key.pos) if job is not None else None
-        if job is None or row is None or row.attempt != key.attempt or row.worker_id != worker.id:
-            return None
-        if key.pos not in job.queued or row.reason != outcome.LOST:
-            return None
-        del job.past[key.pos]
-        job.queued.discard(key.pos)
-        return self.begin(job, row._replace(state=after(QUEUED, "finished elsewhere"), reason=None), worker, now)
-
-    def begin(self, job: Job, row: TaskRow, worker: Worker, now: float) -> Live:
-        """A task is with a worker from now on."""
-        live = Live(job, row, worker, now)
-        job.live[row.pos] = live
-        worker.live[row.job, row.pos] = live
-        self.placement.took(live)
-        self.save_task(row)
-        self.assigned(job, row)
-        return live
-
-    def _on_gone(self, event: events.WorkerGone, now: float, wall: float) -> None:
-        worker = self.by_link.pop(event.link, None)
-        self._mail.pop(event.link, None)
-        if worker is None:
-            return
-        worker.link, worker.gone_at = None, now
-        self.placement.left(worker)
-        if event.orderly:
-            for live in list(worker.live.values()):
-                self.requeue(live, "given back", "its worker left", now, wall)
-        self.log.append(f"worker {worker.name} {'left' if event.orderly else 'is away: the connection broke'}")
-
-    def _on_state(self, event: events.WorkerStated) -> None:
-        worker = self.by_link.get(event.link)
-        if worker is not None:
-            worker.state = event.state
-            worker.draining = bool(event.state.get("drained")) or worker.draining
-
-    def _on_drain(self, event: events.DrainAsked, wall: float) -> None:
-        by_name = {worker.name: worker for worker in self.workers.values()}
-        unknown = [name for name in event.names if name not in by_name]
-        if unknown:
-            self._reply(event.reply_to, {"error": "no-such-worker", "message": f"there is no worker {unknown[0]}"})
-            return
-        for name in event.names:
-            worker = by_name[name]
-            worker.drained = event.drain
-            if not event.drain:
-                worker.paused_until, worker.failures = 0.0, 0
-            self.placement.changed(worker)
-            self.saves.append(SaveWorker(worker.id, worker.name, worker.drained, wall))
-            if worker.link is not None:
-                self.mail(worker).drain = event.drain
-        self._reply(event.reply_to, {"names": event.names})
-
-    def _patience(self, worker: Worker) -> float:
-        return float(self.settings.lost_after) if not worker.lost and worker.live else WORKER_FORGOTTEN_S
-
-    def _on_tick(self, now: float, wall: float) -> None:
-        for worker in list(self.workers.values()):
-            if worker.gone_at is None or now < worker.gone_at + self._patience(worker):
-                continue
-            if worker.live:
-                worker.lost = True
-                self.log.append(f"worker {worker.name} is lost: away for longer than {self.settings.lost_after:g} s")
-                for live in list(worker.live.values()):
-                    self.lose(live, now, wall)
-            elif now >= worker.gone_at + WORKER_FORGOTTEN_S and not worker.drained:
-                del self.workers[worker.id]
-            else:
-                worker.gone_at = now
-        self.placement.wake(now)
+    # -- ends of attempts --------------------------------------------------------------------------------------------------
 
     def _on_report(self, event: events.WorkerReported, now: float, wall: float) -> None:
         worker = self.by_link.get(event.link)
@@ -430,7 +262,7 @@ class Cluster:
             self.mail(worker).ack.append(key)
             live = worker.live.get((fin.job, fin.pos))
             if live is None or live.row.attempt != fin.attempt:
-                live = self._take_back(worker, key, now)
+                live = self.membership.take_back(worker, key, now)
             if live is None:
                 self.ignored += 1
                 row = self.task_row(fin.job, fin.pos)
@@ -442,8 +274,6 @@ class Cluster:
             live = worker.live.get((key.job, key.pos))
             if live is not None and live.row.attempt == key.attempt:
                 self.requeue(live, "given back", None, now, wall)
-
-    # -- ends of attempts ----------------------------------------------------------------------------------------------
 
     def lose(self, live: Live, now: float, wall: float) -> None:
         """The worker of a running task is lost, or came back without it."""
@@ -521,107 +351,22 @@ class Cluster:
         if changed:
             self._dirty[job.id] = job
 
-    # -- small things --------------------------------------------------------------------------------------------------
-
-    def mail(self, worker: Worker) -> WorkerMail:
-        """What this worker will be told; it must be connected."""
-        return self.mail_to(worker.link)
-
-    def mail_to(self, link: Link) -> WorkerMail:
-        found = self._mail.get(link)
-        if found is None:
-            found = self._mail[link] = WorkerMail()
-        return found
-
-    def spec_text(self, job: int) -> str:
-        """The spec of a job that is not finished, as JSON."""
-        text = self._specs.get(job)
-        if text is None:
-            row = self.history.job(job)
-            text = self._specs[job] = row.spec if row is not None else "{}"
-        return text
-
-    def save_task(self, row: TaskRow) -> None:
-        self.saves.append(SaveTask(row))
-        self._fresh_tasks[row.job, row.pos] = row
+    def begin(self, job: Job, row: TaskRow, worker: Worker, now: float) -> Live:
+        """A task is with a worker from now on."""
+        live = Live(job, row, worker, now)
+        job.live[row.pos] = live
+        worker.live[row.job, row.pos] = live
+        self.placement.took(live)
+        self.save_task(row)
+        self.assigned(job, row)
+        return live
 
     def assigned(self, job: Job, row: TaskRow) -> None:
         """A task was given to a worker."""
         self._notes.append(Note(row.job, row.pos, RUNNING, row.attempt))
         self.refresh(job)
 
-    def _reply(self, reply_to: Any, answer: dict[str, Any]) -> None:
-        self._replies.append((reply_to, answer))
-
-    def _shape(self, spec: dict[str, Any]) -> Shape:
-        shape = Shape.of(spec)
-        return self._shapes.setdefault(shape, shape)
-
-    @staticmethod
-    def _span(job: Job, target: Target) -> tuple[int, int]:
-        lo = 0 if target.lo is None else target.lo
-        return lo, (job.count if target.hi is None else min(target.hi + 1, job.count))
-
-    # -- looking ------------------------------------------------------------------------------------------------------
-
-    def task_row(self, job: int, pos: int) -> TaskRow | None:
-        """The newest row of a task, also of this batch."""
-        return self._fresh_tasks.get((job, pos)) or self.history.task(job, pos)
-
-    def _positions(self, job: int, states: tuple[str, ...], lo: int, hi: int) -> list[int]:
-        found = set(self.history.positions(job, states, lo, hi))
-        for (other, pos), row in self._fresh_tasks.items():
-            if other == job and lo <= pos <= hi:
-                (found.add if row.state in states else found.discard)(pos)
-        return sorted(found)
-
-    def positions_in(self, job: int, state: str, count: int) -> list[tuple[int, int]]:
-        """Where the tasks of a job are that are in this final state, as ranges."""
-        known = self.jobs.get(job) or self._leaving.get(job)
-        row = None if known is not None else self.history.job(job)
-        if row is not None and row.state == SUCCEEDED:
-            return [(0, count)] if state == SUCCEEDED else []
-        found = RangeSet((pos, pos + 1) for pos in self._positions(job, (state,), 0, count))
-        if state == CANCELLED:
-            extra = known.cancelled.ranges() if known is not None else json.loads(row.sets)["cancelled"] if row else []
-            for lo, hi in extra:
-                found.add(lo, hi)
-        return found.ranges()
-
-    def state_of(self, job: int, pos: int | None) -> str | None:
-        """The state of a job or of one of its tasks; None when there is no such job."""
-        known = self.jobs.get(job) or self._leaving.get(job)
-        row = None if known is not None else self.history.job(job)
-        if known is None and row is None:
-            return None
-        if pos is None:
-            return known.state_now() if known is not None else row.state if row is not None else None
-        if known is not None:
-            for state, members in ((WAITING, known.waiting), (QUEUED, known.queued), (RUNNING, known.live)):
-                if pos in members:
-                    return state
-        task = self.task_row(job, pos)
-        return task.state if task is not None else CANCELLED
-
-    def failed_any(self, job: int) -> str | None:
-        """`failed` or `cancelled` when a task of an unfinished job ended so, else None."""
-        known = self.jobs.get(job)
-        if known is None:
-            return None
-        return FAILED if known.failed else CANCELLED if known.cancelled or known.cancelled_rows else None
-
-    def count_of(self, job: int) -> int | None:
-        """How many tasks a job has; None when there is no such job."""
-        known = self.jobs.get(job) or self._leaving.get(job)
-        if known is not None:
-            return known.count
-        row = self.history.job(job)
-        return row.count if row is not None else None
-
-    def live_task(self, job: int, pos: int) -> Live | None:
-        """A running task."""
-        known = self.jobs.get(job)
-        return known.live.get(pos) if known is not None else None
+    # -- views and checks -------------------------------------------------------------------------------------------------
 
     def why_waiting(self, job: int, now: float) -> str | None:
         """Why a job has no task running now, in plain words; None when it has, or is finished."""
@@ -663,15 +408,6 @@ class Cluster:
             return "paused"
         return "busy" if worker.live else "idle"
 
-    def counts(self) -> dict[str, int]:
-        """Tasks of unfinished jobs by state."""
-        total = dict.fromkeys((WAITING, QUEUED, RUNNING), 0)
-        for job in self.jobs.values():
-            counts = job.counts()
-            for state in total:
-                total[state] += counts[state]
-        return total
-
     def check(self) -> None:
         """Raise AssertionError when the state contradicts itself. Tests call it after every step."""
         for job in self.jobs.values():
@@ -686,7 +422,3 @@ class Cluster:
             for (job_id, pos), live in worker.live.items():
                 assert self.jobs[job_id].live[pos] is live
         self.placement.check()
-
-
-def key_of(row: TaskRow) -> TaskKey:
-    return TaskKey(row.job, row.pos, row.attempt)
