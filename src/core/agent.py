@@ -54,12 +54,14 @@ class WorkCame(NamedTuple):
     ack: list[TaskKey]
     recall: list[TaskKey]
     drain: Optional[bool]
+    at: float
 
 
 class Prepared(NamedTuple):
     """All that an attempt needs is on this machine; or why it never will be, and whether that is the job's own fault."""
 
     key: TaskKey
+    at: float
     problem: Optional[str] = None
     by_job: bool = False
 
@@ -380,12 +382,11 @@ class Agent:
         attempt = self.attempts.get(key)
         if attempt is None or attempt.doomed:
             return
-        if attempt.phase in (QUEUED, DONE):
-            self._remove(attempt, now)
-            return
-        attempt.doomed = True
         if attempt.phase in (STARTING, RUNNING):
+            attempt.doomed = True
             self._out.append(Stop(key, 0.0))
+        else:
+            self._remove(attempt, now)
 
     # -- what the manager says -----------------------------------------------------------------------------------------
 
@@ -408,7 +409,7 @@ class Agent:
             if attempt is not None and attempt.phase == QUEUED:
                 self._give_back(attempt, now)
         for key, grace in event.kill:
-            self._kill(key, grace, now)
+            self._kill(key, grace, event.at)
         if event.drain:
             self._give_back_queued(now)
         while len(self._unused) > JOBS_KEPT:
@@ -426,23 +427,25 @@ class Agent:
         if self.leaving or self.drained or any(self.total.get(name, 0) < n for name, n in wants.needs):
             self._out.append(TellRecalled(key))
             return
-        self.attempts[key] = Attempt(key, wants)
-        self._users[key.job] = self._users.get(key.job, 0) + 1
-        self._unused.pop(key.job, None)
+        self._add(key, wants)
         self._out.append(Prepare(key))
 
-    def _kill(self, key: TaskKey, grace: float, now: float) -> None:
+    def _add(self, key: TaskKey, wants: Wants) -> Attempt:
+        attempt = self.attempts[key] = Attempt(key, wants)
+        self._users[key.job] = self._users.get(key.job, 0) + 1
+        self._unused.pop(key.job, None)
+        return attempt
+
+    def _kill(self, key: TaskKey, grace: float, at: float) -> None:
         attempt = self.attempts.get(key)
         if attempt is None:
             # Its result and our acknowledgement crossed, or we never had it: either way nothing of it runs here.
-            attempt = self.attempts[key] = Attempt(key, Wants((), 0, None, 0.0))
-            self._users[key.job] = self._users.get(key.job, 0) + 1
-            self._unused.pop(key.job, None)
+            attempt = self._add(key, Wants((), 0, None, 0.0))
         if attempt.doomed or attempt.phase == DONE:
             return
         attempt.cancelled = True
         if attempt.phase == QUEUED:
-            self._finish(attempt, End(None, None, None, None, 0.0, None, None, 0, None, False, True, True))
+            self._finish(attempt, End(None, None, None, None, at, None, None, 0, None, False, True, True))
         elif attempt.phase != CLOSING:
             self._out.append(Stop(key, grace))
 
@@ -468,7 +471,8 @@ class Agent:
         if not event.by_job:
             self._count_failure(event.problem)
         never_ran = not event.by_job
-        self._finish(attempt, End(None, None, event.problem, None, 0.0, None, None, 0, None, False, never_ran, False))
+        end = End(None, None, event.problem, None, event.at, None, None, 0, None, False, never_ran, False)
+        self._finish(attempt, end)
 
     def _start_what_fits(self, now: float) -> None:
         """In order. What does not fit keeps its place: later ones start only beside it, never instead of it."""
@@ -478,7 +482,7 @@ class Agent:
         aside: list[Attempt] = []
         while self._ready and free.get("cpus", 0) > 0:
             attempt = self._ready.popleft()
-            if attempt.phase != QUEUED or attempt.key not in self.attempts:
+            if attempt.phase != QUEUED or self.attempts.get(attempt.key) is not attempt:
                 continue
             needs = attempt.wants.needs
             if all(free.get(name, 0) >= n for name, n in needs):
@@ -511,6 +515,8 @@ class Agent:
             self.cold_reasons[event.why_cold] = self.cold_reasons.get(event.why_cold, 0) + 1
         self.failures, self.failing = 0, None
         if attempt.wants.timeout is not None:
+            if len(self._timeouts) > 2 * len(self.attempts) + 64:
+                self._timeouts = sorted(each for each in self._timeouts if each[1] in self.attempts)
             heappush(self._timeouts, (now + attempt.wants.timeout, attempt.key))
         if self.connected and not attempt.doomed:
             self._tell_started(attempt)
@@ -548,14 +554,12 @@ class Agent:
         attempt = self.attempts.get(event.key)
         if attempt is None or attempt.phase != CLOSING:
             return
-        if attempt.doomed:
-            self._remove(attempt, now)
-            return
         exited = attempt.exited
         assert exited is not None
         reason = exited.reason
         if attempt.timed_out:
-            reason = f"timed out after {attempt.wants.timeout:g} s"
+            limit = attempt.wants.timeout or 0.0
+            reason = f"timed out after {int(limit) if limit.is_integer() else limit} s"
         if event.note:
             reason = f"{reason}; {event.note}" if reason else event.note
         end = End(

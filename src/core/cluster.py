@@ -242,7 +242,7 @@ class Cluster(Lookup):
         job.restore(row)
         return job
 
-    # -- ends of attempts --------------------------------------------------------------------------------------------------
+    # -- ends of attempts ----------------------------------------------------------------------------------------------
 
     def _on_report(self, event: events.WorkerReported, now: float, wall: float) -> None:
         worker = self.by_link.get(event.link)
@@ -331,16 +331,23 @@ class Cluster(Lookup):
     def _settle(self, now: float, wall: float) -> None:
         """Tell dependants of what ended, until nothing follows; jobs whose tasks have all ended leave."""
         while self._ended:
-            job_id, lo, hi, state = self._ended.popleft()
-            self.dependencies.on_ends(job_id, lo, hi, state)
-            job = self.jobs.get(job_id)
-            if job is not None and job.state_now() in TERMINAL:
-                job.state, job.finished_at = job.state_now(), wall
-                del self.jobs[job_id]
-                self._leaving[job_id] = job
-                self._dirty[job_id] = job
-                self._notes.append(Note(job_id, None, job.state, 0))
-                self.dependencies.on_job_end(job_id)
+            touched: dict[int, None] = {}
+            while self._ended:
+                job_id, lo, hi, state = self._ended.popleft()
+                self.dependencies.on_ends(job_id, lo, hi, state)
+                touched[job_id] = None
+            for job_id in touched:
+                job = self.jobs.get(job_id)
+                if job is not None and job.state_now() in TERMINAL:
+                    self._leave(job, wall)
+
+    def _leave(self, job: Job, wall: float) -> None:
+        job.state, job.finished_at = job.state_now(), wall
+        del self.jobs[job.id]
+        self._leaving[job.id] = job
+        self._dirty[job.id] = job
+        self._notes.append(Note(job.id, None, job.state, 0))
+        self.dependencies.on_job_end(job.id)
 
     def refresh(self, job: Job, changed: bool = True) -> None:
         """After anything changed in a job: its state, whether it can start a task, and that it must be saved."""
@@ -366,7 +373,7 @@ class Cluster(Lookup):
         self._notes.append(Note(row.job, row.pos, RUNNING, row.attempt))
         self.refresh(job)
 
-    # -- views and checks -------------------------------------------------------------------------------------------------
+    # -- views and checks ----------------------------------------------------------------------------------------------
 
     def why_waiting(self, job: int, now: float) -> str | None:
         """Why a job has no task running now, in plain words; None when it has, or is finished."""
