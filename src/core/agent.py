@@ -12,9 +12,39 @@ from __future__ import annotations
 
 from collections import deque
 from heapq import heappop, heappush
-from typing import Any, Callable, NamedTuple, Optional, Union
+from typing import Any, Callable, NamedTuple, Optional
 
 from .jobs import TaskKey
+from .orders import (
+    Collect,
+    Collected,
+    Command,
+    Connected,
+    Discard,
+    Disconnected,
+    End,
+    Event,
+    Exited,
+    Forget,
+    Join,
+    Learn,
+    Leave,
+    LeaveAsked,
+    Prepare,
+    Prepared,
+    Reconnect,
+    Resume,
+    Start,
+    Started,
+    Stop,
+    TellFinished,
+    TellRecalled,
+    TellStarted,
+    TellState,
+    Ticked,
+    Welcomed,
+    WorkCame,
+)
 
 TIMEOUT_GRACE_S = 5.0  # between SIGTERM and SIGKILL of a timed-out attempt, at most
 LEAVE_S = 8.0  # a worker that kills its jobs and leaves waits so long for their ends and for acknowledgements
@@ -24,202 +54,6 @@ COLD_REASONS_KEPT = 20
 
 QUEUED, STARTING, RUNNING, CLOSING, DONE = "queued", "starting", "running", "closing", "done"
 HOLDING = {QUEUED: "queued", STARTING: "running", RUNNING: "running", CLOSING: "running", DONE: "done"}
-
-
-# -- events -------------------------------------------------------------------------------------------------------------
-
-
-class Connected(NamedTuple):
-    """A connection stands; nothing was said yet."""
-
-
-class Disconnected(NamedTuple):
-    pass
-
-
-class Welcomed(NamedTuple):
-    """The answer to a Join: what goes on, with the output sizes that the manager has; what must end unreported."""
-
-    lost_after: float
-    keep: list[tuple[TaskKey, int, int]]
-    kill: list[TaskKey]
-
-
-class WorkCame(NamedTuple):
-    """One `work` message, without what concerns output only."""
-
-    jobs: dict[int, dict[str, Any]]
-    run: list[TaskKey]
-    kill: list[tuple[TaskKey, float]]  # and the grace in seconds
-    ack: list[TaskKey]
-    recall: list[TaskKey]
-    drain: Optional[bool]
-    at: float
-
-
-class Prepared(NamedTuple):
-    """All that an attempt needs is on this machine; or why it never will be, and whether that is the job's own fault."""
-
-    key: TaskKey
-    at: float
-    problem: Optional[str] = None
-    by_job: bool = False
-
-
-class Started(NamedTuple):
-    key: TaskKey
-    at: float
-    warm: bool
-    why_cold: Optional[str]
-
-
-class Exited(NamedTuple):
-    """No process of the attempt is left."""
-
-    key: TaskKey
-    at: float
-    exit_code: Optional[int]
-    signal: Optional[int]
-    cpu: Optional[float]
-    rss: Optional[int]
-    reason: Optional[str]
-    never_ran: bool
-
-
-class Collected(NamedTuple):
-    """Its output is complete, its returned files are with the manager, its folder is gone."""
-
-    key: TaskKey
-    files: Optional[str]
-    note: Optional[str]
-    dropped: int
-
-
-class LeaveAsked(NamedTuple):
-    """By a signal: finish what runs, or, with kill, give it back at once."""
-
-    kill: bool
-
-
-class Ticked(NamedTuple):
-    """A deadline came; `Agent.next_deadline` told when."""
-
-
-Event = Union[
-    Connected, Disconnected, Welcomed, WorkCame, Prepared, Started, Exited, Collected, LeaveAsked, Ticked
-]  # fmt: skip
-
-
-# -- commands -----------------------------------------------------------------------------------------------------------
-
-
-class Join(NamedTuple):
-    holding: list[tuple[int, int, int, str, Optional[float]]]
-
-
-class Learn(NamedTuple):
-    """A job's spec; it is needed until Forget."""
-
-    job: int
-    spec: dict[str, Any]
-
-
-class Forget(NamedTuple):
-    job: int
-
-
-class Prepare(NamedTuple):
-    """Get what this attempt needs; answer: Prepared."""
-
-    key: TaskKey
-
-
-class Start(NamedTuple):
-    """Answers: Started, then Exited; or Exited alone."""
-
-    key: TaskKey
-    gpus: tuple[str, ...]
-
-
-class Stop(NamedTuple):
-    """SIGTERM, and SIGKILL after the grace; 0: SIGKILL at once. Answer: Exited."""
-
-    key: TaskKey
-    grace: float
-
-
-class Collect(NamedTuple):
-    """Answer: Collected."""
-
-    key: TaskKey
-
-
-class Discard(NamedTuple):
-    """Forget output, folder and result of an attempt; no process of it is left."""
-
-    key: TaskKey
-
-
-class Resume(NamedTuple):
-    """On a new connection: the manager has so many bytes of its output."""
-
-    key: TaskKey
-    out: int
-    err: int
-
-
-class TellStarted(NamedTuple):
-    key: TaskKey
-    at: float
-    warm: bool
-    why_cold: Optional[str]
-
-
-class End(NamedTuple):
-    """How an attempt ended; its output is the shell's."""
-
-    exit_code: Optional[int]
-    signal: Optional[int]
-    reason: Optional[str]
-    started_at: Optional[float]
-    finished_at: float
-    cpu: Optional[float]
-    rss: Optional[int]
-    dropped: int
-    files: Optional[str]
-    timed_out: bool
-    never_ran: bool
-    cancelled: bool
-
-
-class TellFinished(NamedTuple):
-    key: TaskKey
-    end: End
-
-
-class TellRecalled(NamedTuple):
-    key: TaskKey
-
-
-class TellState(NamedTuple):
-    pass
-
-
-class Reconnect(NamedTuple):
-    why: str
-
-
-class Leave(NamedTuple):
-    """Say bye if connected, and end."""
-
-
-Command = Union[
-    Join, Learn, Forget, Prepare, Start, Stop, Collect, Discard, Resume, TellStarted, TellFinished, TellRecalled,
-    TellState, Reconnect, Leave,
-]  # fmt: skip
-
-
-# -- the agent ----------------------------------------------------------------------------------------------------------
 
 
 class Capacity(NamedTuple):
@@ -342,7 +176,7 @@ class Agent:
         """Attempts that have a process, or are about to."""
         return sum(attempt.phase in (STARTING, RUNNING) for attempt in self.attempts.values())
 
-    # -- the connection ------------------------------------------------------------------------------------------------
+    # -- the connection ----------------------------------------------------------------------------------------------
 
     def _on_connected(self, event: Connected, now: float) -> None:
         holding = []
@@ -388,7 +222,7 @@ class Agent:
         else:
             self._remove(attempt, now)
 
-    # -- what the manager says -----------------------------------------------------------------------------------------
+    # -- what the manager says ---------------------------------------------------------------------------------------
 
     def _on_work(self, event: WorkCame, now: float) -> None:
         for job, spec in event.jobs.items():
@@ -458,7 +292,7 @@ class Agent:
         for attempt in [each for each in self.attempts.values() if each.phase == QUEUED]:
             self._give_back(attempt, now)
 
-    # -- one attempt ---------------------------------------------------------------------------------------------------
+    # -- one attempt -------------------------------------------------------------------------------------------------
 
     def _on_prepared(self, event: Prepared, now: float) -> None:
         attempt = self.attempts.get(event.key)
@@ -592,7 +426,7 @@ class Agent:
         del self._jobs[job]
         self._out.append(Forget(job))
 
-    # -- time, and the end -----------------------------------------------------------------------------------------------
+    # -- time, and the end -------------------------------------------------------------------------------------------
 
     def _on_tick(self, event: Ticked, now: float) -> None:
         while self._timeouts and self._timeouts[0][0] <= now:

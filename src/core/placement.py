@@ -131,16 +131,26 @@ class Placement:
         if not self._news:
             return
         self._news = False
-        if len(self.ready):
-            order = self._order()
+        order = self._order()
+        self._forget_reservations({shape for _, shape in order})
+        if order:
             room = Room(self._open.values(), now)
-            if room and order:
+            if room:
                 order = self._fill(order, room, now)
             if order and not room:
                 self._send_ahead(order, now)
         elif self._ahead and self._open:
             self._ask_back(now)
         self._hungry.clear()
+
+    def _forget_reservations(self, wanted: set[Shape]) -> None:
+        gone = [shape for shape in self._blocked if shape not in wanted]
+        for shape in gone:
+            del self._blocked[shape]
+        if gone:
+            for worker in self._cluster.workers.values():
+                if worker.reserved_for is not None and worker.reserved_for[0] in gone:
+                    worker.reserved_for = None
 
     def _order(self) -> list[tuple[Key, Shape]]:
         found = []
