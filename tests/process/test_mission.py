@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -86,3 +87,27 @@ class TestReadme(Case):
         self.assertTrue(data, "received scripts lie below manager_scripts")
         keys = self.folder / "user" / ".config" / "microcluster"
         self.assertEqual(sorted(path.name for path in keys.glob("*.key")), ["cluster.key", "manager.key"])
+
+
+@linux_only
+class TestLocal(Case):
+    def test_local_is_a_cluster_until_interrupted(self) -> None:
+        folder = Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, folder)
+        (folder / "user").mkdir()
+        words = [sys.executable, str(ROOT / "run.py"), "local", "--workers", "2", "--data", str(folder / "data")]
+        program = Program("local", [*words, "localhost", "0"], folder, clean_environ(folder))
+        enter(self, program)
+        port = program.wait_for(re.compile(r"listening on \S+:(\d+)")).group(1)
+        script = str(ROOT / "test_scripts" / "hello_world.py")
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "client.py"), "run", "localhost", port, script, "Local"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            env=program.environ,
+            timeout=120 * FACTOR,
+        )
+        self.assertEqual((done.returncode, done.stdout, done.stderr), (0, "Hello, Local!\n", ""))
+        program.send_signal(signal.SIGINT)
+        self.assertEqual(program.wait(), 0)
