@@ -39,7 +39,7 @@ class TestRollingRestart(Case):
         journal = manager.folder / "journal"
         script = write_script(manager, "journal.py", JOURNAL)
         running = enter(self, background_client(manager, "run", "--array", "0-199", script, str(journal)))
-        wait_until(lambda: journal.exists(), 60, "the first task", running.logs)
+        wait_until(journal.exists, 60, "the first task", running.logs)
         for worker in workers:
             self.assertEqual(worker.stop(), 0)
             worker.start()
@@ -56,7 +56,7 @@ class TestRollingRestart(Case):
 
 def other_interpreters() -> list[str]:
     """Supported interpreters of another version than this one, newest first, by their real paths."""
-    found = {}
+    found: dict[int, str] = {}
     candidates = [shutil.which(f"python3.{minor}") for minor in range(13, 8, -1)]
     candidates += [str(path) for path in Path.home().glob(".pyenv/versions/3.*/bin/python")]
     candidates += [str(path) for path in Path(sys.base_prefix).parent.glob("3.*/bin/python")]
