@@ -1,0 +1,176 @@
+"""All settings of manager and worker in one table each: flag, type, default, help. It makes the parser and the docs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+from .core.errors import UsageError
+from .core.syntax import parse_duration, parse_size
+
+DEFAULT_HOST = "localhost"
+DEFAULT_PORT = 5000
+
+
+class Setting(NamedTuple):
+    """One setting. `repeat`: may be given several times. `parse` None: a switch."""
+
+    flag: str
+    parse: Callable[[str], Any] | None
+    default: Any
+    metavar: str
+    help: str
+    repeat: bool = False
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise UsageError(f"not a number from {least} on: {text!r}")
+        return value
+
+    return parse
+
+
+def _word(text: str) -> str:
+    if not text or len(text) > 64 or not all(c.isalnum() or c in "._-" for c in text) or not text.isascii():
+        raise UsageError(f"not a name: {text!r} (letters, digits, . _ -, at most 64)")
+    return text
+
+
+def _label(text: str) -> str:
+    if not text or len(text) > 200 or not all(c.isalnum() or c in "._=+:/@-" for c in text) or not text.isascii():
+        raise UsageError(f"not a label: {text!r} (letters, digits, . _ = + : / @ -)")
+    return text
+
+
+def _python(text: str) -> tuple[str, str]:
+    name, _, path = text.partition("=")
+    if not name or not path:
+        raise UsageError(f"not NAME=PATH: {text!r} (for example --python 3.14=/opt/python3.14/bin/python3)")
+    if not os.access(path, os.X_OK):
+        raise UsageError(f"not a program: {path}")
+    return name, os.path.abspath(path)
+
+
+def _resource(text: str) -> tuple[str, int]:
+    name, _, number = text.partition("=")
+    if not number.isdecimal():
+        raise UsageError(f"not NAME=N: {text!r} (for example --resource licence=2)")
+    return _word(name), int(number)
+
+
+def installed() -> bool:
+    """Whether this is the installed package rather than a checkout with run.py beside it."""
+    return not os.path.exists(os.path.join(_root(), "run.py"))
+
+
+def _root() -> str:
+    return os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def data_dir(name: str) -> str:
+    """Where run-time data lies by default: beside run.py, or in the user's state directory when installed."""
+    if not installed():
+        return os.path.join(_root(), name)
+    base = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
+    return os.path.join(base, "microcluster", name)
+
+
+MANAGER = (
+    Setting("--data", str, None, "DIR", "where scripts, the job table and output live (default: manager_scripts/)"),
+    Setting("--lost-after", parse_duration, 60.0, "DURATION", "a worker away for so long is lost (default: 60s)"),
+    Setting("--crash-limit", _at_least(1), 3, "N", "a task whose worker was lost N times fails (default: 3)"),
+    Setting("--keep", parse_duration, None, "DURATION", "forget finished jobs after so long (default: never)"),
+)
+WORKER = (
+    Setting("--slots", _at_least(1), None, "N", "tasks at a time (default: the CPUs that this process may use)"),
+    Setting("--name", _word, None, "NAME", "shown in lists (default: the host name)"),
+    Setting("--label", _label, (), "LABEL", "what --on can ask for (repeatable)", True),
+    Setting("--gpus", _at_least(0), None, "N", "GPUs to offer (default: those that nvidia-smi -L lists)"),
+    Setting("--memory", parse_size, None, "SIZE", "memory to offer (default: the machine's)"),
+    Setting("--data", str, None, "DIR", "where scripts and files are kept (default: worker_scripts/)"),
+    Setting("--idle-exit", parse_duration, None, "DURATION", "leave when nothing ran for so long"),
+    Setting("--python", _python, (), "NAME=PATH", "offer an interpreter (repeatable)", True),
+    Setting("--resource", _resource, (), "NAME=N", "offer N of something countable (repeatable)", True),
+    Setting("--preload", str, (), "MODULE", "import MODULE ahead for every script (repeatable)", True),
+    Setting("--cold", None, False, "", "start a new interpreter for each script"),
+    Setting("--drain-timeout", parse_duration, None, "DURATION", "on SIGTERM, wait so long for running tasks"),
+    Setting("--connect-timeout", parse_duration, None, "DURATION", "give up when no manager is reached for so long"),
+    Setting("--key-file", str, None, "FILE", "the key (default: cluster.key in ~/.config/microcluster)"),
+)
+COMMON = (Setting("--insecure", None, False, "", "no keys and no encryption; must be given on all sides"),)
+LOCAL = (Setting("--workers", _at_least(1), 2, "N", "worker processes to start (default: 2)"),)
+
+
+def argument(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A parser of ours as argparse wants it: its message becomes the error line."""
+
+    def convert(text: str) -> Any:
+        try:
+            return parse(text)
+        except UsageError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return convert
+
+
+def add_to(parser: argparse.ArgumentParser, table: tuple[Setting, ...]) -> None:
+    """The flags of a table."""
+    for item in table:
+        if item.parse is None:
+            parser.add_argument(item.flag, action="store_true", help=item.help)
+        elif item.repeat:
+            parser.add_argument(
+                item.flag, type=argument(item.parse), action="append", default=[], metavar=item.metavar, help=item.help
+            )
+        else:
+            parser.add_argument(
+                item.flag, type=argument(item.parse), default=item.default, metavar=item.metavar, help=item.help
+            )
+
+
+def insecure_environ() -> bool:
+    """MICROCLUSTER_INSECURE=1."""
+    return os.environ.get("MICROCLUSTER_INSECURE", "") not in ("", "0")
+
+
+class ManagerSettings(SimpleNamespace):
+    """host, port, data, lost_after, crash_limit, keep, insecure, key_home (None: the user's)."""
+
+    def __init__(self, **given: Any) -> None:
+        values: dict[str, Any] = {
+            "host": DEFAULT_HOST, "port": DEFAULT_PORT, "data": None, "lost_after": 60.0, "crash_limit": 3, "keep": None,
+            "insecure": False, "key_home": None,
+        }  # fmt: skip
+        values.update(given)
+        values["data"] = values["data"] or data_dir("manager_scripts")
+        super().__init__(**values)
+
+
+class WorkerSettings(SimpleNamespace):
+    """host, port, slots, name, labels, gpus, memory, data, idle_exit, pythons, resources, preload, cold, drain_timeout,
+    connect_timeout, key_file, insecure."""
+
+    def __init__(self, **given: Any) -> None:
+        values: dict[str, Any] = {
+            "host": DEFAULT_HOST, "port": DEFAULT_PORT, "slots": None, "name": None, "labels": [], "gpus": None,
+            "memory": None, "data": None, "idle_exit": None, "pythons": {}, "resources": {}, "preload": [],
+            "cold": False, "drain_timeout": None, "connect_timeout": None, "key_file": None, "insecure": False,
+        }  # fmt: skip
+        values.update(given)
+        values["data"] = values["data"] or data_dir("worker_scripts")
+        super().__init__(**values)
+
+
+def python_executable() -> str:
+    """The interpreter that this process runs under."""
+    return sys.executable

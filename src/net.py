@@ -1,0 +1,572 @@
+"""The event loop of manager and worker, and its connections. One thread, the loop's, calls everything here but
+`Loop.call_threadsafe` and `Loop.stop`. It decides nothing about jobs.
+
+A handler gets opened(conn), received(conn, header, payload) and closed(conn, error). `Conn.send` only queues: all that
+one turn of the loop brought leaves in one write. What cannot leave waits; past OUTBOX_MAX the peer is too slow and dropped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import logging
+import os
+import selectors
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from .channel import Channel
+from .core.errors import LinkError, MicroclusterError, Unreachable
+from .spool import FileRange
+
+log = logging.getLogger(__name__)
+
+READ_SIZE = 256 * 1024
+READ_TURN = 1024 * 1024  # bytes of one connection in one turn: the others wait no longer than that
+FILE_PIECE = 256 * 1024
+OUTBOX_MAX = 8 * 1024 * 1024  # bytes that wait for a slow peer
+OUTBOX_FILE = 1024 * 1024  # files are read on only while less than this waits
+PING_AFTER_S = 5.0
+SILENT_S = 20.0
+AUTH_S = 10.0  # from accept to authenticated, in all
+PENDING_MAX = 256  # connections before authentication
+SPARE_FDS = 64
+
+
+class Timer:
+    """A call that is due; `cancel` takes it back."""
+
+    __slots__ = ("cancelled", "fn")
+
+    def __init__(self, fn: Callable[[], Any]) -> None:
+        self.fn = fn
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class Loop:
+    """Readiness, timers, and calls from other threads."""
+
+    def __init__(self) -> None:
+        self.selector = selectors.DefaultSelector()
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._serial = itertools.count()
+        self._calls: deque[Callable[[], Any]] = deque()
+        self._wake_r, self._wake_w = socket.socketpair()
+        self._wake_r.setblocking(False)
+        self._wake_w.setblocking(False)
+        self._awake = False
+        self._lock = threading.Lock()  # guards _awake against the writer of the wake-up byte
+        self._running = False
+        self._dirty: dict[Any, None] = {}  # connections with something to send
+        self._after: list[Callable[[], Any]] = []
+        self.selector.register(self._wake_r, selectors.EVENT_READ, self._drain_wake)
+
+    def run(self) -> None:
+        """Until `stop`."""
+        self._running = True
+        while self._running:
+            self.turn(None)
+
+    def turn(self, limit_s: float | None) -> None:
+        """Wait for what comes, at most `limit_s`, and handle it."""
+        for key, mask in self.selector.select(self._timeout(limit_s)):
+            key.data(mask)
+        now = time.monotonic()
+        while self._timers and self._timers[0][0] <= now:
+            timer = heapq.heappop(self._timers)[2]
+            if not timer.cancelled:
+                timer.fn()
+        for _ in range(len(self._calls)):
+            self._calls.popleft()()
+        after, self._after = self._after, []
+        for fn in after:
+            fn()
+        while self._dirty:
+            dirty, self._dirty = self._dirty, {}
+            for conn in dirty:
+                conn.flush()
+
+    def _timeout(self, limit_s: float | None) -> float | None:
+        if self._calls or self._dirty or self._after:
+            return 0.0
+        while self._timers and self._timers[0][2].cancelled:
+            heapq.heappop(self._timers)
+        if self._timers:
+            due = max(0.0, self._timers[0][0] - time.monotonic())
+            return due if limit_s is None else min(due, limit_s)
+        return limit_s
+
+    def _drain_wake(self, _mask: int) -> None:
+        with self._lock:
+            self._awake = False
+            with contextlib.suppress(BlockingIOError):
+                self._wake_r.recv(4096)
+
+    def stop(self) -> None:
+        """End `run` after the present turn. Any thread, and signal handlers."""
+        self._running = False
+        with contextlib.suppress(OSError):
+            self._wake_w.send(b"s")
+
+    def close(self) -> None:
+        """Free the loop's descriptors; it must not run."""
+        self.selector.close()
+        self._wake_r.close()
+        self._wake_w.close()
+
+    def call_threadsafe(self, fn: Callable[[], Any]) -> None:
+        """Have the loop's thread call fn() soon. Any thread."""
+        self._calls.append(fn)
+        with self._lock:
+            if self._awake:
+                return
+            self._awake = True
+            with contextlib.suppress(BlockingIOError, OSError):
+                self._wake_w.send(b"w")
+
+    def call_soon(self, fn: Callable[[], Any]) -> None:
+        """At the end of this turn, before what was queued is sent."""
+        self._after.append(fn)
+
+    def call_later(self, seconds: float, fn: Callable[[], Any]) -> Timer:
+        timer = Timer(fn)
+        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._serial), timer))
+        return timer
+
+    def add_reader(self, fd: Any, fn: Callable[[], Any]) -> None:
+        """fn() whenever fd can be read."""
+        self.selector.register(fd, selectors.EVENT_READ, lambda _mask: fn())
+
+    def remove_reader(self, fd: Any) -> None:
+        with contextlib.suppress(KeyError, ValueError):
+            self.selector.unregister(fd)
+
+    def mark(self, conn: Conn) -> None:
+        self._dirty[conn] = None
+
+
+class Handler(Protocol):
+    """What a connection tells."""
+
+    def opened(self, conn: Conn) -> None: ...
+    def received(self, conn: Conn, header: dict[str, Any], payload: bytes) -> None: ...
+    def closed(self, conn: Conn, error: Exception | None) -> None: ...
+
+
+class Conn:
+    """One connection, through its channel."""
+
+    def __init__(
+        self, loop: Loop, sock: socket.socket, channel: Channel, handler: Handler, address: str, beats: bool = True
+    ) -> None:
+        self.loop, self.channel, self.handler, self.address = loop, channel, handler, address
+        self.state: Any = None  # the handler's own
+        self.is_open = True
+        self.opened = False
+        self.on_drained: Callable[[], Any] | None = None  # called when what waited has left
+        self._sock = sock
+        self._queue: deque[tuple[dict[str, Any], bytes | FileRange]] = deque()
+        self._raw = b""  # sealed, and not taken by the kernel yet
+        self._queued_bytes = 0
+        self._mask = selectors.EVENT_READ
+        self._paused = False
+        self._closing: str | None = None
+        self.last_heard = self._last_sent = time.monotonic()
+        loop.selector.register(sock, self._mask, self._ready)
+        loop.mark(self)
+        if beats:
+            self._beat = loop.call_later(AUTH_S, self._check_beat)
+
+    def __repr__(self) -> str:
+        return f"<Conn {self.address} {self.peer}>"
+
+    @property
+    def peer(self) -> Any:
+        return self.channel.peer
+
+    @property
+    def outbox_bytes(self) -> int:
+        """What waits to leave, without files."""
+        return len(self._raw) + self._queued_bytes
+
+    def send(self, header: dict[str, Any], payload: bytes | FileRange = b"") -> None:
+        """Queue a message. A FileRange leaves as one frame, or, when it is longer than FILE_PIECE, as several with the
+        same header, `offset` advanced and `last` true in the last one."""
+        if not self.is_open or self._closing is not None:
+            return
+        self._queue.append((header, payload))
+        if isinstance(payload, bytes):
+            self._queued_bytes += len(payload) + 64
+        if self.outbox_bytes > OUTBOX_MAX:
+            self._fail(LinkError(f"it does not read: {OUTBOX_MAX >> 20} MiB wait for it"))
+        else:
+            self.loop.mark(self)
+
+    def pause(self) -> None:
+        """Read no more until `resume`: the peer feels it."""
+        self._paused = True
+        self._watch()
+
+    def resume(self) -> None:
+        self._paused = False
+        self._watch()
+
+    def close(self, why: str | None = None) -> None:
+        """Send what is queued, then close. `why` is for the log."""
+        if self.is_open and self._closing is None:
+            self._closing = why or ""
+            self.loop.mark(self)
+            self.loop.call_later(2.0, lambda: self._fail(None))
+
+    def abort(self, error: Exception | None = None) -> None:
+        """Close at once."""
+        self._fail(error)
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _ready(self, mask: int) -> None:
+        if mask & selectors.EVENT_WRITE:
+            self.flush()
+        if mask & selectors.EVENT_READ and self.is_open:
+            self._read()
+
+    def _read(self) -> None:
+        taken = 0
+        while taken < READ_TURN and self.is_open and not self._paused and self._closing is None:
+            try:
+                raw = self._sock.recv(READ_SIZE)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                self._fail(LinkError(f"the connection broke: {error.strerror or error}"))
+                return
+            taken += len(raw)
+            self.last_heard = time.monotonic()
+            try:
+                messages = self.channel.receive(raw)
+            except MicroclusterError as error:
+                self._say_and_fail(error)
+                return
+            if not self.opened and self.channel.ready:
+                self.opened = True
+                self.handler.opened(self)
+            self.loop.mark(self)
+            for header, payload in messages:
+                kind = header.get("t")
+                if kind == "ping":
+                    self.send({"t": "pong"})
+                elif kind != "pong" and self.is_open:
+                    self.handler.received(self, header, payload)
+            if len(raw) < READ_SIZE // 4:
+                return
+
+    def _say_and_fail(self, error: Exception) -> None:
+        with contextlib.suppress(OSError):
+            last = self.channel.outgoing()
+            if last and not self._raw:
+                self._sock.send(last)
+        self._fail(error)
+
+    def flush(self) -> None:
+        """Seal what is queued and give the kernel as much as it takes."""
+        if not self.is_open:
+            return
+        try:
+            while True:
+                self._seal()
+                if not self._raw:
+                    break
+                sent = self._sock.send(self._raw)
+                self._last_sent = time.monotonic()
+                self._raw = self._raw[sent:]
+                if self._raw:
+                    break
+        except (BlockingIOError, InterruptedError):
+            pass
+        except OSError as error:
+            self._fail(LinkError(f"the connection broke: {error.strerror or error}"))
+            return
+        self._watch()
+        if not self._raw and not self._queue:
+            if self._closing is not None:
+                self._fail(None)
+            elif self.on_drained is not None:
+                self.on_drained()
+
+    def _seal(self) -> None:
+        if len(self._raw) >= OUTBOX_FILE:
+            return
+        taken = 0
+        while self._queue and self.channel.ready and taken < OUTBOX_FILE:
+            header, payload = self._queue.popleft()
+            if isinstance(payload, FileRange):
+                header, data = self._piece(header, payload)
+            else:
+                data = payload
+                self._queued_bytes -= len(payload) + 64
+            self.channel.send(header, data)
+            taken += len(data) + 64
+        out = self.channel.outgoing()
+        if out:
+            self._raw = self._raw + out if self._raw else out
+
+    def _piece(self, header: dict[str, Any], file: FileRange) -> tuple[dict[str, Any], bytes]:
+        """The next piece of a file; the rest goes back to the end of the queue, so that several take turns."""
+        length = min(file.length, FILE_PIECE)
+        try:
+            with open(file.path, "rb", buffering=0) as source:
+                source.seek(file.offset)
+                data = source.read(length) or b""
+        except OSError:
+            data = b""
+        header = {**header, "offset": header.get("offset", 0)}
+        rest = FileRange(file.path, file.offset + len(data), file.length - len(data))
+        if rest.length and data:
+            self._queue.append(({**header, "offset": header["offset"] + len(data)}, rest))
+            header["last"] = False
+        else:
+            header["last"] = True
+        return header, data
+
+    def _watch(self) -> None:
+        if not self.is_open:
+            return
+        mask = 0 if self._paused else selectors.EVENT_READ
+        if self._raw or (self._queue and self.channel.ready):
+            mask |= selectors.EVENT_WRITE
+        if mask == self._mask:
+            return
+        if not self._mask:
+            self.loop.selector.register(self._sock, mask, self._ready)
+        elif mask:
+            self.loop.selector.modify(self._sock, mask, self._ready)
+        else:
+            self.loop.selector.unregister(self._sock)
+        self._mask = mask
+
+    def _check_beat(self) -> None:
+        if not self.is_open:
+            return
+        now = time.monotonic()
+        if not self.channel.ready:
+            self._fail(LinkError(f"it did not authenticate within {AUTH_S:g} s"))
+            return
+        silent = now - self.last_heard
+        if silent > SILENT_S and not self._paused:
+            # A loop that was stopped itself (SIGSTOP, a laptop's lid) must look at what waits before it judges.
+            self._read()
+            if self.is_open and time.monotonic() - self.last_heard > SILENT_S:
+                self._fail(LinkError(f"it was silent for {silent:.0f} s"))
+                return
+        if now - self._last_sent >= PING_AFTER_S - 0.5:
+            self.send({"t": "ping"})
+        self._beat = self.loop.call_later(PING_AFTER_S, self._check_beat)
+
+    def _fail(self, error: Exception | None) -> None:
+        if not self.is_open:
+            return
+        self.is_open = False
+        if self._mask:
+            with contextlib.suppress(KeyError, ValueError):
+                self.loop.selector.unregister(self._sock)
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+        self._sock.close()
+        self._queue.clear()
+        self._raw = b""
+        if hasattr(self, "_beat"):
+            self._beat.cancel()
+        self.handler.closed(self, error)
+
+
+def tune(sock: socket.socket) -> None:
+    """No delay (44 ms with it, measured), and a dead peer noticed: keepalive for idle links, TCP_USER_TIMEOUT for data
+    under way. A stopped peer is noticed by heartbeats alone."""
+    sock.setblocking(False)
+    options = [
+        (socket.IPPROTO_TCP, "TCP_NODELAY", 1),
+        (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
+        (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 10),
+        (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 5),
+        (socket.IPPROTO_TCP, "TCP_KEEPCNT", 4),
+        (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", 30_000),
+    ]
+    for level, name, value in options:
+        if hasattr(socket, name):
+            with contextlib.suppress(OSError):
+                sock.setsockopt(level, getattr(socket, name), value)
+
+
+def shown(address: Any) -> str:
+    """HOST:PORT, [HOST]:PORT for IPv6."""
+    host, port = address[0], address[1]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+class Server:
+    """Listens. Before authentication a connection has AUTH_S in all, and there are at most PENDING_MAX of them; beyond
+    that, newcomers are closed at once. One log line per address and ten seconds about what was refused."""
+
+    def __init__(self, loop: Loop, host: str, port: int, make_channel: Callable[[], Channel], handler: Handler) -> None:
+        self._loop, self._make, self._handler = loop, make_channel, handler
+        self._pending: dict[Conn, None] = {}
+        self.conns: dict[Conn, None] = {}
+        self._said: dict[str, tuple[float, int]] = {}
+        self._sockets = _listen(host, port)
+        self.address: tuple[str, int] = self._sockets[0].getsockname()[:2]
+        self._spare = os.open(os.devnull, os.O_RDONLY)
+        for sock in self._sockets:
+            loop.add_reader(sock, lambda sock=sock: self._accept(sock))  # type: ignore[misc]
+
+    def close(self) -> None:
+        """Listen no more; connections stay."""
+        for sock in self._sockets:
+            self._loop.remove_reader(sock)
+            sock.close()
+        if self._spare >= 0:
+            os.close(self._spare)
+        self._sockets, self._spare = [], -1
+
+    def _accept(self, sock: socket.socket) -> None:
+        for _ in range(64):
+            try:
+                new, address = sock.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                self._out_of_descriptors(sock, error)
+                return
+            where = shown(address)
+            if len(self._pending) >= PENDING_MAX or new.fileno() > self._fd_limit():
+                new.close()
+                self.refused(where, "too many connections at once")
+                continue
+            tune(new)
+            conn = Conn(self._loop, new, self._make(), self, where)
+            self._pending[conn] = self.conns[conn] = None
+
+    @staticmethod
+    def _fd_limit() -> int:
+        try:
+            import resource
+        except ImportError:
+            return 1 << 30
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return (1 << 30) if soft == resource.RLIM_INFINITY else soft - SPARE_FDS
+
+    def _out_of_descriptors(self, sock: socket.socket, error: OSError) -> None:
+        """Take the newcomer with the spare descriptor and close it: else accept fails in a circle at full CPU."""
+        if self._spare >= 0:
+            os.close(self._spare)
+            self._spare = -1
+            with contextlib.suppress(OSError):
+                sock.accept()[0].close()
+            with contextlib.suppress(OSError):
+                self._spare = os.open(os.devnull, os.O_RDONLY)
+        self.refused("accept", error.strerror or str(error))
+
+    def refused(self, where: str, why: str) -> None:
+        """Say, at most once in ten seconds for an address, that somebody was turned away."""
+        host = where.rsplit(":", 1)[0]
+        now = time.monotonic()
+        if len(self._said) > 1000:
+            self._said = {key: value for key, value in self._said.items() if now - value[0] < 10}
+        since, more = self._said.get(host, (0.0, 0))
+        if now - since < 10 and host in self._said:
+            self._said[host] = (since, more + 1)
+            return
+        log.warning("refused %s: %s%s", where, why, f" (and {more} more)" if more else "")
+        self._said[host] = (now, 0)
+
+    # as the handler of its connections, until they are authenticated
+
+    def opened(self, conn: Conn) -> None:
+        self._pending.pop(conn, None)
+        self._handler.opened(conn)
+
+    def received(self, conn: Conn, header: dict[str, Any], payload: bytes) -> None:
+        self._handler.received(conn, header, payload)
+
+    def closed(self, conn: Conn, error: Exception | None) -> None:
+        self._pending.pop(conn, None)
+        self.conns.pop(conn, None)
+        if conn.opened:
+            self._handler.closed(conn, error)
+        elif error is not None:
+            self.refused(conn.address, str(error))
+
+
+def _listen(host: str, port: int) -> list[socket.socket]:
+    """Sockets on every address of the host; the first one's port for all. Raises OSError."""
+    found: list[socket.socket] = []
+    infos = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    try:
+        for family, kind, proto, _, address in dict.fromkeys(infos):
+            if found and found[0].family == family:
+                continue
+            if found:
+                address = (address[0], found[0].getsockname()[1], *address[2:])
+            sock = socket.socket(family, kind, proto)
+            try:
+                if os.name == "posix":
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                sock.bind(address)
+                sock.listen(1024)
+                sock.setblocking(False)
+            except OSError:
+                sock.close()
+                if not found:
+                    raise
+                continue
+            found.append(sock)
+    except OSError:
+        for sock in found:
+            sock.close()
+        raise
+    found.sort(key=lambda sock: sock.family != socket.AF_INET)
+    return found
+
+
+def connect(
+    loop: Loop,
+    host: str,
+    port: int,
+    make_channel: Callable[[], Channel],
+    handler: Handler,
+    failed: Callable[[Exception], Any],
+    timeout_s: float = 10.0,
+) -> None:
+    """Connect in a thread (names may take long to resolve), then go on in the loop.
+
+    `handler.opened` once authenticated, or `failed(error)` when nobody is there; later ends, a wrong key too, are
+    `handler.closed`.
+    """
+
+    def work() -> None:
+        try:
+            sock = socket.create_connection((host, port), timeout=timeout_s)
+        except OSError as error:
+            problem = Unreachable(f"cannot reach {shown((host, port))}: {error.strerror or error}")
+            loop.call_threadsafe(lambda: failed(problem))
+            return
+        loop.call_threadsafe(lambda: begin(sock))
+
+    def begin(sock: socket.socket) -> None:
+        tune(sock)
+        try:
+            Conn(loop, sock, make_channel(), handler, shown((host, port)))
+        except MicroclusterError as error:
+            sock.close()
+            failed(error)
+
+    threading.Thread(target=work, name="connect", daemon=True).start()

@@ -1,0 +1,182 @@
+"""`read`: the one way output leaves the manager. The client pulls by offset, so nothing is ever buffered for it; a request
+that finds nothing new waits (long poll) for output to grow, an attempt to start or end. Core thread.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .core import events
+from .core.jobs import RUNNING, TERMINAL, TaskRow
+
+if TYPE_CHECKING:
+    from .corethread import Request
+    from .requests import Desk
+
+ANSWER_MAX = 512 * 1024  # bytes of output in one answer
+TASKS_MAX = 500  # tasks in one answer
+
+
+class _Poll:
+    __slots__ = ("done", "key", "request")
+
+    def __init__(self, request: Request, key: tuple[int, int]) -> None:
+        self.request, self.key = request, key
+        self.done = False
+
+
+class _Answer:
+    """What one answer carries so far."""
+
+    def __init__(self) -> None:
+        self.segments: list[dict[str, Any]] = []
+        self.parts: list[bytes] = []
+        self.room = ANSWER_MAX
+
+    def take(self, data: bytes) -> None:
+        self.parts.append(data)
+        self.room -= len(data)
+
+
+class Reader:
+    """Answers reads, and holds the ones that wait."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._polls: dict[tuple[int, int], set[_Poll]] = {}
+        self._grown: set[tuple[int, int]] = set()
+
+    def take(self, request: Request) -> None:
+        if not self._try(request):
+            wait = request.header["wait"]
+            if wait <= 0:
+                self._desk.answer(request, {"tasks": [], "next": request.header["pos"], "done": False})
+                return
+            poll = _Poll(request, (request.header["job"], request.header["pos"]))
+            self._polls.setdefault(poll.key, set()).add(poll)
+            self._desk.core.call_later(wait, lambda: self._give_up(poll))
+
+    def grew(self, tasks: list[tuple[int, int]]) -> None:
+        """Output arrived; looked at after this batch's commit."""
+        self._grown.update(key for key in tasks if key in self._polls)
+
+    def wake(self, notes: list[events.Note]) -> None:
+        """Tasks that started or ended, and what grew."""
+        if not self._polls:
+            self._grown.clear()
+            return
+        changed = self._grown
+        self._grown = set()
+        for note in notes:
+            if note.pos is not None:
+                changed.add((note.job, note.pos))
+            elif note.state in TERMINAL:
+                changed.update(key for key in self._polls if key[0] == note.job)
+        for key in changed:
+            for poll in list(self._polls.get(key, ())):
+                if self._try(poll.request):
+                    self._forget(poll)
+
+    def gone(self, conn: Any) -> None:
+        for poll in [poll for polls in self._polls.values() for poll in polls if poll.request.conn is conn]:
+            self._forget(poll)
+
+    def _forget(self, poll: _Poll) -> None:
+        poll.done = True
+        polls = self._polls.get(poll.key)
+        if polls is not None:
+            polls.discard(poll)
+            if not polls:
+                del self._polls[poll.key]
+
+    def _give_up(self, poll: _Poll) -> None:
+        if not poll.done:
+            self._forget(poll)
+            header = {"tasks": [], "next": poll.request.header["pos"], "done": False}
+            self._desk.answer(poll.request, header)
+
+    # -- one answer ----------------------------------------------------------------------------------------------------
+
+    def _try(self, request: Request) -> bool:
+        """Answer if there is anything to say."""
+        header = request.header
+        job, hi, pos = header["job"], header["hi"], header["pos"]
+        had = (header["attempt"], header["out"], header["err"])
+        desk = self._desk
+        row = desk.store.job(job)
+        if row is None:
+            desk.fail(request, "no-such-job", f"there is no job {job} (see `list`)")
+            return True
+        hi = min(hi, row.count - 1)
+        _, indices = desk.spec(job)
+        answer = _Answer()
+        rows = {task.pos: task for task in desk.store.tasks(job, pos, min(hi, pos + TASKS_MAX - 1))}
+        while pos <= hi and answer.room > 0 and len(answer.segments) < TASKS_MAX:
+            task = rows.get(pos)
+            state = task.state if task is not None else desk.cluster.state_of(job, pos)
+            if state in TERMINAL:
+                whole = self._ended(answer, job, pos, indices.at(pos), task, str(state), row.reason, had)
+                if not whole:
+                    break
+                pos, had = pos + 1, (0, 0, 0)
+                continue
+            if state == RUNNING and header["live"] and task is not None:
+                self._running(answer, task, indices.at(pos), had)
+            break
+        if not answer.segments and pos <= hi:
+            return False
+        found = {"tasks": answer.segments, "next": pos, "done": pos > hi}
+        desk.answer(request, found, b"".join(answer.parts))
+        return True
+
+    def _ended(
+        self, answer: _Answer, job: int, pos: int, index: int, task: TaskRow | None, state: str, why: str | None,
+        had: tuple[int, int, int],
+    ) -> bool:  # fmt: skip
+        """True when all of the task is in the answer."""
+        from .requests import exit_facts
+
+        attempt = task.attempt if task is not None else 0
+        out_at, err_at = had[1:] if had[0] == attempt else (0, 0)
+        stored = self._desk.store.output(job, pos) if task is not None else (b"", b"")
+        if stored is not None:
+            out, err = stored[0][out_at : out_at + answer.room], b""
+            err = stored[1][err_at : err_at + answer.room - len(out)]
+            whole = out_at + len(out) >= len(stored[0]) and err_at + len(err) >= len(stored[1])
+        else:
+            outputs = self._desk.outputs
+            out = outputs.read(job, pos, attempt, 1, out_at, answer.room)
+            err = outputs.read(job, pos, attempt, 2, err_at, answer.room - len(out))
+            sizes = [outputs.size(job, pos, attempt, stream) for stream in (1, 2)]
+            whole = out_at + len(out) >= sizes[0] and err_at + len(err) >= sizes[1]
+        self._segment(answer, pos, index, attempt, state, (out_at, out), (err_at, err))
+        if whole:
+            answer.segments[-1]["end"] = exit_facts(state, task, why if state == "cancelled" else None)
+        return whole
+
+    def _running(self, answer: _Answer, task: TaskRow, index: int, had: tuple[int, int, int]) -> None:
+        outputs = self._desk.outputs
+        job, pos, attempt = task.job, task.pos, task.attempt
+        out_at, err_at = had[1:] if had[0] == attempt else (0, 0)
+        out = outputs.read(job, pos, attempt, 1, out_at, answer.room)
+        err = outputs.read(job, pos, attempt, 2, err_at, answer.room - len(out))
+        if out or err or (had[0] not in (0, attempt)):
+            self._segment(answer, pos, index, attempt, RUNNING, (out_at, out), (err_at, err))
+
+    @staticmethod
+    def _segment(
+        answer: _Answer, pos: int, index: int, attempt: int, state: str, out: tuple[int, bytes], err: tuple[int, bytes]
+    ) -> None:
+        answer.segments.append(
+            {
+                "pos": pos,
+                "index": index,
+                "attempt": attempt,
+                "state": state,
+                "out": [out[0], len(out[1])],
+                "err": [err[0], len(err[1])],
+                "end": None,
+            }
+        )
+        answer.take(out[1])
+        answer.take(err[1])
