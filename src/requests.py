@@ -236,7 +236,7 @@ class Desk:
         first, last = indices.position(lo), indices.position(hi)
         if first is None or last is None:
             missing = lo if first is None else hi
-            raise NoSuch(f"job {job} has no task {missing} (its tasks are {indices.text()})")
+            raise NoSuch(f"job {job} has no task {missing} (its tasks are {indices.text})")
         return events.Target(job, min(first, last), max(first, last))
 
     # -- looking -------------------------------------------------------------------------------------------------------
