@@ -1,0 +1,304 @@
+"""The process above each attempt. It runs one at a time, and when it reports the end, nothing of the attempt's process
+tree is alive. It decides nothing about jobs: limits of time and what an exit means are the worker's.
+
+    worker --run+fds, stop, kill--> guard --ready, started, exit--> worker     marshalled tuples, SOCK_SEQPACKET
+                                      `-- fork --> the attempt: python SCRIPT ARGS, cold by execve, or warm (zygote.py)
+
+Runs as a plain script (every attempt cold), or inside an interpreter that stopped in its own start-up (warm/hook). In
+the latter no trace of this file may stay in the forked script: it imports only C modules and defines no class. It ends
+when its socket closes: the worker's death ends the attempt. One thread. Linux only.
+"""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]
+import _socket
+import marshal
+import os
+import select
+import sys
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from . import proctree
+
+CONTROL_FD = 3  # the launcher puts our end of the socket there
+WIRE = 2  # version of marshal that every Python reads
+MESSAGE_MAX = 32 * 1024  # larger requests come in a memfd, as a fourth descriptor
+NOTICE_S = 0.02  # an attempt that ends sooner is reported once, with its end
+MEMORY_EVERY_S = 0.5
+MEMORY_CLOSE_S = 0.05  # between looks once over half of the limit
+STUCK_S = 30.0  # for processes that even SIGKILL does not end (a dead disk): then they are left to the worker
+FAILED = 127  # exit status of a child that did not become the script; it says why in guard.failure
+NEVER = float("inf")
+Namespace: Any = type(sys.implementation)
+
+
+def load(path: str, name: str) -> Any:
+    """A module from its file, cached as usual, that enters neither sys.modules nor sys.path."""
+    module = type(sys)(name)
+    module.__file__ = path
+    external = sys.modules["_frozen_importlib_external"]
+    external.SourceFileLoader(name, path).exec_module(module)
+    return module
+
+
+if not TYPE_CHECKING:
+    HERE = os.path.dirname(os.path.abspath(__file__))
+    proctree = load(HERE + "/proctree.py", "proctree")
+
+
+def make(control_fd: int) -> Any:
+    """Turn this process into a guard: own session, subreaper, nothing inherited but its socket."""
+    os.setsid()
+    os.chdir("/")
+    for name in os.listdir("/proc/self/fd"):
+        fd = int(name)
+        try:
+            if fd > 2 and fd != control_fd and os.get_inheritable(fd):
+                os.close(fd)  # whatever the worker was started with
+        except OSError:
+            pass  # the descriptor of the listing
+    os.set_inheritable(control_fd, False)
+    wake_r, wake_w = os.pipe()
+    os.set_blocking(wake_r, False)
+    os.set_blocking(wake_w, False)
+    _signal.signal(_signal.SIGCHLD, _on_child)  # the handler does nothing; the byte in the pipe ends a poll
+    _signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
+    guard = Namespace(
+        pid=os.getpid(),
+        control=_socket.socket(fileno=control_fd),
+        wake_r=wake_r,
+        wake_w=wake_w,
+        failure=os.memfd_create("failure"),
+        reaper=proctree.become_subreaper(),
+        poll=select.poll(),
+        zygote=None,
+    )
+    guard.poll.register(control_fd, select.POLLIN)
+    guard.poll.register(wake_r, select.POLLIN)
+    return guard
+
+
+def _on_child(_number: int, _frame: object) -> None:
+    pass
+
+
+def tell(guard: Any, *message: Any) -> None:
+    """Send to the worker; when it is gone, end everything here."""
+    try:
+        guard.control.send(marshal.dumps(message, WIRE))
+    except OSError:
+        leave(guard)
+
+
+def leave(guard: Any) -> None:
+    """The worker is gone: end the tree and this process."""
+    end_tree(guard, Namespace(pid=0, status=None, cpu=0.0, rss=0))
+    os._exit(0)
+
+
+def receive(guard: Any) -> tuple[tuple[Any, ...], list[int]]:
+    """The next message and the descriptors that came with it."""
+    try:
+        data, rights, _, _ = guard.control.recvmsg(MESSAGE_MAX + 64, 64, _socket.MSG_CMSG_CLOEXEC)
+    except OSError:
+        data = b""
+    if not data:
+        leave(guard)
+    fds = [int.from_bytes(part[i : i + 4], sys.byteorder) for _, _, part in rights for i in range(0, len(part), 4)]
+    if len(fds) == 4:
+        with open(fds.pop(), "rb") as file:
+            file.seek(0)
+            data = file.read()
+    return marshal.loads(data), fds
+
+
+def serve(guard: Any) -> Any:
+    """Run attempts for ever. Returns only in a forked child that shall run its script warm: what it needs for that."""
+    while True:
+        message, fds = receive(guard)
+        if message[0] == "run":
+            warm = run(guard, message[1], fds)
+            if warm is not None:
+                return warm
+        # stop and kill come here only when they crossed the exit of what they meant
+
+
+def run(guard: Any, request: dict[str, Any], fds: list[int]) -> Any:
+    """One attempt, from fork to the end of its last process. Returns in a warm child, else None."""
+    code, why = None, request["cold"]
+    if not why:
+        code, why = guard.zygote.prepare(guard, request)
+    job = Namespace(pid=0, status=None, cpu=0.0, rss=0, limit=request["memory"], kill_at=NEVER, stopping=False)
+    job.over_limit = False
+    job.started = time.time()
+    job.notice = ("started", 0, code is not None, why, job.started)
+    failure = None
+    try:
+        job.pid = os.fork()
+    except OSError as error:
+        failure = f"cannot start a process: {error.strerror}"
+    if job.pid == 0 and failure is None:
+        return child(guard, request, fds, code)
+    for fd in fds:
+        os.close(fd)
+    stuck = False
+    if failure is None:
+        job.notice = ("started", job.pid, *job.notice[2:])
+        watch(guard, job)
+        stuck = not end_tree(guard, job)
+        if job.status == FAILED << 8:
+            failure = os.pread(guard.failure, 4096, 0).decode("utf-8", "replace") or None
+            os.ftruncate(guard.failure, 0)
+    stale = stuck or (guard.zygote is not None and guard.zygote.stale)
+    end = (job.status, job.cpu, job.rss, job.over_limit, failure, time.time(), stale)
+    tell(guard, "exit", job.notice, end)
+    if stuck:
+        os._exit(1)  # a new guard must not find these processes among its own
+    return None
+
+
+def child(guard: Any, request: dict[str, Any], fds: list[int], code: Any) -> Any:
+    """In the fork: become the script. Returns if it is to run warm."""
+    try:
+        os.setsid()
+        proctree.die_with(guard.pid)
+        _signal.set_wakeup_fd(-1)
+        _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
+        for target, fd in enumerate(fds):
+            os.dup2(fd, target)
+        try:
+            os.chdir(request["cwd"])
+        except OSError as error:
+            fail(guard, f"cannot enter its working directory: {error.strerror}")
+        if code is None:
+            become_cold(guard, request)
+        return guard.zygote.become(guard, request, fds, code)
+    except OSError as error:
+        fail(guard, f"cannot start: {error.strerror}")
+
+
+def become_cold(guard: Any, request: dict[str, Any]) -> None:
+    """Execute python SCRIPT ARGS as subprocess would. Does not return."""
+    python = request["python"]
+    for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
+        _signal.signal(number, _signal.SIG_DFL)  # Python ignores them, and exec would keep that
+    try:
+        os.execve(python, [python, request["script"], *request["args"]], environment(request))
+    except FileNotFoundError:
+        fail(guard, f"no such interpreter: {os.fsdecode(python)}")
+    except OSError as error:
+        fail(guard, f"cannot run the interpreter {os.fsdecode(python)}: {error.strerror}")
+
+
+def environment(request: dict[str, Any]) -> dict[bytes, bytes]:
+    """The attempt's variables, with warm/flush in front of PYTHONPATH, which takes itself out again."""
+    env = dict(request["env"])
+    flush = request["flush"]
+    if flush:
+        own = env.get(b"PYTHONPATH")
+        env[b"PYTHONPATH"] = flush if own is None else flush + b":" + own if own else flush + b"/"
+    return env
+
+
+def fail(guard: Any, text: str) -> None:
+    """In the fork: say why there will be no script, and end."""
+    os.pwrite(guard.failure, text.encode("utf-8", "replace"), 0)
+    os._exit(FAILED)
+
+
+def watch(guard: Any, job: Any) -> None:
+    """Until the attempt ended by itself, or has to be ended: stopped and its grace over, killed, or too big."""
+    notice_at = time.monotonic() + NOTICE_S
+    look_at = NEVER if job.limit is None else 0.0
+    while True:
+        left = proctree.reap(lambda *ended: account(job, *ended))
+        now = time.monotonic()
+        if now >= job.kill_at or (job.status is not None and not (job.stopping and left)):
+            return
+        if now >= notice_at:
+            tell(guard, *job.notice)
+            notice_at, job.notice = NEVER, None
+        if now >= look_at:
+            used = proctree.memory(proctree.descendants(), job.limit)
+            if used > job.limit:
+                job.over_limit = True
+                return
+            look_at = now + (MEMORY_EVERY_S if used < job.limit / 2 else MEMORY_CLOSE_S)
+        due = min(notice_at, look_at, job.kill_at)
+        for fd, _ in guard.poll.poll(None if due == NEVER else max(0.0, due - now) * 1000 + 1):
+            if fd == guard.wake_r:
+                os.read(fd, 4096)
+            else:
+                command(guard, job)
+
+
+def command(guard: Any, job: Any) -> None:
+    """What the worker says while an attempt runs."""
+    message, _ = receive(guard)
+    now = time.monotonic()
+    if message[0] == "kill":
+        job.kill_at = now
+    elif message[0] == "stop":
+        job.kill_at = min(job.kill_at, now + message[1])
+        if not job.stopping:
+            job.stopping = True
+            terminate(job.pid)
+
+
+def terminate(leader: int) -> None:
+    """SIGTERM, once, to every process below this one; SIGCONT, so that a stopped one hears it."""
+    others = [pid for pid in proctree.descendants() if _group(pid) != leader]
+    for number in (_signal.SIGTERM, _signal.SIGCONT):
+        try:
+            os.killpg(leader, number)  # at once, so that none is missed that forks now
+        except (ProcessLookupError, PermissionError):
+            pass
+        proctree.send(others, number)
+
+
+def _group(pid: int) -> int:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return -1
+
+
+def account(job: Any, pid: int, status: int, usage: Any) -> None:
+    """Add what an ended process used; note the end of the attempt's main process."""
+    job.cpu += usage.ru_utime + usage.ru_stime
+    job.rss = max(job.rss, usage.ru_maxrss * 1024)
+    if pid == job.pid:
+        job.status = status
+
+
+def end_tree(guard: Any, job: Any) -> bool:
+    """SIGKILL whatever is below this process until nothing is left. False: something cannot be ended."""
+    deadline = time.monotonic() + STUCK_S
+    wake = None
+    while proctree.reap(lambda *ended: account(job, *ended)):
+        if wake is None:
+            wake = select.poll()
+            wake.register(guard.wake_r, select.POLLIN)
+        proctree.kill_descendants()
+        if wake.poll(20):
+            os.read(guard.wake_r, 4096)
+        if time.monotonic() > deadline:
+            return False
+    if not guard.reaper and job.pid:
+        proctree.send([-job.pid], _signal.SIGKILL)
+    return True
+
+
+def main() -> None:
+    guard = make(CONTROL_FD)
+    tell(guard, "ready", False, "")
+    serve(guard)
+
+
+if __name__ == "__main__":
+    main()

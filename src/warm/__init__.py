@@ -1,0 +1,1 @@
+"""What interpreters load by path, never as part of this package: hooks for their start-up, and what makes them warm."""
