@@ -242,7 +242,7 @@ class Agent:
             attempt = self.attempts.get(key)
             if attempt is not None and attempt.phase == QUEUED:
                 self._give_back(attempt, now)
-        for key, grace in event.kill:
+        for key, grace in event.kill:  # after `run`: what is given and cancelled in one breath must not start
             self._kill(key, grace, event.at)
         if event.drain:
             self._give_back_queued(now)
@@ -261,25 +261,23 @@ class Agent:
         if self.leaving or self.drained or any(self.total.get(name, 0) < n for name, n in wants.needs):
             self._out.append(TellRecalled(key))
             return
-        self._add(key, wants)
-        self._out.append(Prepare(key))
-
-    def _add(self, key: TaskKey, wants: Wants) -> Attempt:
-        attempt = self.attempts[key] = Attempt(key, wants)
+        self.attempts[key] = Attempt(key, wants)
         self._users[key.job] = self._users.get(key.job, 0) + 1
         self._unused.pop(key.job, None)
-        return attempt
+        self._out.append(Prepare(key))
 
     def _kill(self, key: TaskKey, grace: float, at: float) -> None:
         attempt = self.attempts.get(key)
+        end = End(None, None, None, None, at, None, None, 0, None, False, True, True)
         if attempt is None:
-            # Its result and our acknowledgement crossed, or we never had it: either way nothing of it runs here.
-            attempt = self._add(key, Wants((), 0, None, 0.0))
+            # It ended and the acknowledgement crossed, or never came here. Nothing of it runs: that much can be said.
+            self._out.append(TellFinished(key, end))
+            return
         if attempt.doomed or attempt.phase == DONE:
             return
         attempt.cancelled = True
         if attempt.phase == QUEUED:
-            self._finish(attempt, End(None, None, None, None, at, None, None, 0, None, False, True, True))
+            self._finish(attempt, end)
         elif attempt.phase != CLOSING:
             self._out.append(Stop(key, grace))
 

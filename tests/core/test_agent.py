@@ -273,7 +273,22 @@ class TestKill(unittest.TestCase):
         (told,) = driver.work(kill=[(key(3), 4.0)])
         assert isinstance(told, TellFinished)
         self.assertTrue(told.end.cancelled)
-        self.assertEqual(driver.work(ack=[key(3)]), [Discard(key(3))])
+        self.assertEqual(driver.agent.attempts, {}, "nobody may ever acknowledge it")
+
+    def test_a_kill_and_the_acknowledgement_may_come_together(self) -> None:
+        driver = Driver()
+        driver.connect()
+        driver.run(key(0))
+        driver.finish(key(0))
+        self.assertEqual(driver.work(kill=[(key(0), 1.0)], ack=[key(0)])[0], Discard(key(0)))
+        self.assertEqual(driver.agent.attempts, {})
+
+    def test_what_is_given_and_cancelled_in_one_breath_does_not_start(self) -> None:
+        driver = Driver()
+        driver.connect()
+        commands = driver.work(key(0), jobs={7: spec()}, kill=[(key(0), 1.0)])
+        self.assertEqual(kinds(commands), ["Learn", "Prepare", "TellFinished"])
+        self.assertEqual(driver.say(Prepared(key(0), WALL)), [])
 
     def test_one_that_is_done_is_left(self) -> None:
         driver = Driver()
