@@ -19,7 +19,8 @@ MAX_FUNCTION_LINES = 60
 ORDER = """
     __init__
     core.__init__ core.errors core.ranges core.syntax core.framing core.handshake core.messages
-    core.jobs core.orders core.saves core.events core.live core.views core.scheduler core.explain core.outcome core.lookup
+    core.jobs core.orders core.saves core.events core.live core.views core.scheduler core.explain core.outcome
+    core.lookup
     core.dependencies core.placement core.membership core.cluster core.agent
     faults log config keys channel net link spool store metrics corethread
     machine jobenv proctree interpreters environments staging uploads guard launcher
