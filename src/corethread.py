@@ -1,5 +1,7 @@
-"""The core thread: it alone holds the cluster's brain and the store. Takes all that waits, lets the brain decide, commits
-once, and only then lets anything leave (group commit; persist before you speak).
+"""The core thread: it alone holds the cluster's brain and the store.
+
+It takes all that waits, lets the brain decide, commits once, and only then lets anything leave (group commit; persist
+before you speak).
 """
 
 from __future__ import annotations
@@ -106,10 +108,7 @@ class Core:
                 if left is not None and left <= 0:
                     break
                 self._wake.wait(left)
-        batch = []
-        for _ in range(len(self._inbox)):
-            batch.append(self._inbox.popleft())
-        return batch
+        return [self._inbox.popleft() for _ in range(len(self._inbox))]
 
     def _next_due(self) -> float | None:
         due = self.cluster.next_deadline()

@@ -186,9 +186,7 @@ class ManagerKeys(NamedTuple):
         if not os.path.lexists(shared):
             _create(shared, "".join(keys.peer_key(role).text() + "\n" for role in ("worker", "submit")))
         elif _suited(read_key_file(shared).splitlines(), "worker", shared).pin != keys.pin:
-            raise KeyProblem(
-                f"{shared} belongs to another manager than {path}: move it away, or set MICROCLUSTER_HOME to another folder"
-            )
+            raise KeyProblem(f"{shared} belongs to another manager than {path}: move it away, or set MICROCLUSTER_HOME")
         return keys
 
 
@@ -199,7 +197,7 @@ def _certificate() -> str:
         " -subj /CN=microcluster -keyout - -out -"
     ).split()
     try:
-        made = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        made = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
     except FileNotFoundError:
         raise KeyProblem(
             "the openssl command is needed once, to make the keys: install it, or copy manager.key and cluster.key"
@@ -267,7 +265,7 @@ def client_context() -> ssl.SSLContext:
 
 
 def check_pin(certificate: bytes | None, pin: bytes) -> bytes:
-    """The SHA-256 of the certificate (DER); raises KeyProblem unless it is the pinned one. The one place of this check."""
+    """The SHA-256 of the certificate (DER); raises KeyProblem unless it is the pinned one. The one such check."""
     found = hashlib.sha256(certificate or b"").digest()
     if not certificate or not hmac.compare_digest(found, pin):
         raise KeyProblem(

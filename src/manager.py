@@ -222,7 +222,7 @@ class Manager:
         started = [tuple(item) for item in header.get("started") or () if tuple(item[:3]) in session.assigned]
         recalled = [TaskKey(*key) for key in header.get("recalled") or () if tuple(key) in session.assigned]
         if started or finished or recalled:
-            self.core.post(events.WorkerReported(conn, started, finished, recalled))  # type: ignore[arg-type]
+            self.core.post(events.WorkerReported(conn, started, finished, recalled))
 
     def _spool(self, job: int, pos: int, attempt: int, stream: int, offset: int, data: bytes) -> int | None:
         """None: not stored (a full disk); the worker keeps it and sends it again later."""
@@ -274,7 +274,10 @@ class Manager:
             conn.close(mail.close)
             return
         if mail.welcome is not None:
-            keep = [[*key, *(self.outputs.size(*key, stream) for stream in (1, 2))] for key in mail.welcome["keep"]]
+            keep = [
+                [*key, *(self.outputs.size(key[0], key[1], key[2], stream) for stream in (1, 2))]
+                for key in mail.welcome["keep"]
+            ]
             session.assigned.update(tuple(key) for key in mail.welcome["keep"])
             # What is to be killed may be finished: its report must still be acknowledged.
             session.assigned.update(tuple(key) for key in mail.welcome["kill"])

@@ -1,8 +1,8 @@
-"""The event loop of manager and worker, and its connections. One thread, the loop's, calls everything here but
-`Loop.call_threadsafe` and `Loop.stop`. It decides nothing about jobs.
+"""The event loop of manager and worker, and its connections.
 
+One thread, the loop's, calls everything here but `Loop.call_threadsafe` and `Loop.stop`. It decides nothing about jobs.
 A handler gets opened(conn), received(conn, header, payload) and closed(conn, error). `Conn.send` only queues: all that
-one turn of the loop brought leaves in one write. What cannot leave waits; past OUTBOX_MAX the peer is too slow and dropped.
+one turn of the loop brought leaves in one write. What cannot leave waits; past OUTBOX_MAX the peer is too slow: dropped.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
-"""`read`: the one way output leaves the manager. The client pulls by offset, so nothing is ever buffered for it; a request
-that finds nothing new waits (long poll) for output to grow, an attempt to start or end. Core thread.
+"""`read`: the one way output leaves the manager.
+
+The client pulls by offset, so nothing is ever buffered for it; a request that finds nothing new waits (long poll) for
+output to grow, an attempt to start or end. Core thread.
 """
 
 from __future__ import annotations

@@ -93,11 +93,13 @@ class Desk:
 
     def answer(self, request: Request, header: dict[str, Any], payload: Any = b"") -> None:
         header["t"], header["n"] = "ok", request.header["n"]
-        self.core.answers.append((request.conn, header, payload))
+        if request.conn is not None:
+            self.core.answers.append((request.conn, header, payload))
 
     def fail(self, request: Request, code: str, message: str, **more: Any) -> None:
         header = {"t": "error", "n": request.header.get("n"), "code": code, "message": message, **more}
-        self.core.answers.append((request.conn, header, b""))  # type: ignore[arg-type]
+        if request.conn is not None:
+            self.core.answers.append((request.conn, header, b""))
 
     # -- changes -------------------------------------------------------------------------------------------------------
 
@@ -282,7 +284,8 @@ class Desk:
             header.get("state"), header.get("name"), header.get("user"), header.get("since"),
             min(header.get("last") or LIST_MAX, LIST_MAX), header.get("before"),
         )  # fmt: skip
-        found, size = [], 0
+        found: list[dict[str, Any]] = []
+        size = 0
         for row in rows:
             view = self._job_view(row)
             view.pop("args", None) if header.get("brief") else None

@@ -1,6 +1,7 @@
 """Bytes to frames and back: two 4-byte lengths, a JSON object, a raw payload.
 
-Strict: sizes are checked before memory is taken, depth before parsing; duplicate keys, NaN, surrogates, NUL and over-long integers are refused.
+Strict: sizes are checked before memory is taken, depth before parsing; duplicate keys, NaN, surrogates, NUL and
+over-long integers are refused.
 """
 
 from __future__ import annotations

@@ -250,7 +250,9 @@ def _pairs(test: Any) -> Any:
 
 
 def _grid(value: Any) -> bool:
-    return _pairs(lambda p: _text(p[0]) and type(p[1]) is list and p[1] and all(type(v) is str for v in p[1]))(value)
+    return bool(
+        _pairs(lambda p: _text(p[0]) and type(p[1]) is list and p[1] and all(type(v) is str for v in p[1]))(value)
+    )
 
 
 def _dependency(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Rows to what people and programs are shown: the JSON of jobs, tasks and workers. Pure; one room for every such shape."""
+"""Rows to what people and programs are shown: the JSON of jobs, tasks and workers. Pure; the one room for these shapes."""
 
 from __future__ import annotations
 
