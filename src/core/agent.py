@@ -218,7 +218,7 @@ class Agent:
             return
         if attempt.phase in (STARTING, RUNNING):
             attempt.doomed = True
-            self._out.append(Stop(key, 0.0))
+            self._out.append(Stop(key, 0.0, mute=True))
         else:
             self._remove(attempt, now)
 

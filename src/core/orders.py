@@ -126,10 +126,11 @@ class Start(NamedTuple):
 
 
 class Stop(NamedTuple):
-    """SIGTERM, and SIGKILL after the grace; 0: SIGKILL at once. Answer: Exited."""
+    """SIGTERM, and SIGKILL after the grace; 0: SIGKILL at once. Mute: its output is of no more use. Answer: Exited."""
 
     key: TaskKey
     grace: float
+    mute: bool = False
 
 
 class Collect(NamedTuple):

@@ -379,7 +379,7 @@ class TestReconnect(unittest.TestCase):
         driver = self.hold_everything()
         driver.say(Connected())
         commands = driver.say(Welcomed(60.0, [], [key(0), key(1), key(2), key(9)]))
-        self.assertEqual(commands, [Discard(key(0)), Stop(key(1), 0.0), Discard(key(2)), TellState()])
+        self.assertEqual(commands, [Discard(key(0)), Stop(key(1), 0.0, True), Discard(key(2)), TellState()])
         self.assertEqual(driver.say(Connected()), [Join([])])
         self.assertEqual(driver.exited(key(1), None, signal=9), [Discard(key(1))])
         self.assertEqual(driver.agent.attempts, {})
@@ -483,7 +483,7 @@ class TestLeaving(unittest.TestCase):
         driver.run(key(1))
         driver.finish(key(1))
         driver.say(LeaveAsked(kill=False))
-        self.assertEqual(driver.say(LeaveAsked(kill=True)), [Stop(key(0), 0.0)])
+        self.assertEqual(driver.say(LeaveAsked(kill=True)), [Stop(key(0), 0.0, True)])
         self.assertEqual(driver.exited(key(0), None, signal=9), [Discard(key(0))])
         self.assertEqual(driver.work(ack=[key(1)]), [Discard(key(1)), Leave()])
 
@@ -511,7 +511,7 @@ class TestLeaving(unittest.TestCase):
         driver.run(key(0))
         driver.say(LeaveAsked(kill=False))
         driver.now += 30
-        self.assertEqual(driver.say(Ticked()), [Stop(key(0), 0.0)])
+        self.assertEqual(driver.say(Ticked()), [Stop(key(0), 0.0, True)])
 
     def test_idle_exit_counts_from_the_last_task(self) -> None:
         driver = Driver(idle_exit=60.0)
