@@ -54,7 +54,7 @@ class Desk:
         self._looks = {
             "status": self._status, "list": self._list, "wait": self.waits.take, "read": self.reader.take,
             "workers": self._workers, "prune": self._prune, "metrics": self._metrics, "files": self._files,
-            "info": self._info,
+            "info": self._info, "resolve": self._resolve,
         }  # fmt: skip
 
     # -- in and out ----------------------------------------------------------------------------------------------------
@@ -106,14 +106,15 @@ class Desk:
     def _submit(self, request: Request, now: float, wall: float) -> None:
         header = request.header
         known = self.store.by_request(header["request_id"])
-        if known is None:
-            self._store_inline(header.get("inline") or [], request.payload)
+        if known is not None:
+            self.answered(("submit", request, None), {"id": known, "warning": None, "again": True})
+            return
+        self._store_inline(header.get("inline") or [], request.payload)
         spec, text = self._spec_of(header)
-        if known is None:
-            missing = self._missing(spec)
-            if missing:
-                self.fail(request, "blobs", f"{len(missing)} files must be sent first", missing=missing[:2000])
-                return
+        missing = self._missing(spec)
+        if missing:
+            self.fail(request, "blobs", f"{len(missing)} files must be sent first", missing=missing[:2000])
+            return
         self.cluster.handle(events.JobSubmitted(header["request_id"], spec, text, ("submit", request, spec)), now, wall)
 
     def _store_inline(self, inline: list[Any], payload: bytes) -> None:
@@ -135,8 +136,20 @@ class Desk:
                 raise messages.BadMessage("the job's description is not JSON") from None
         else:
             spec = header.get("spec")
+        self._resolve_after(spec)
         messages.check_spec(spec)
         return spec, json.dumps(spec, separators=(",", ":"), ensure_ascii=False)
+
+    def _resolve_after(self, spec: Any) -> None:
+        """What people write (`last`, a task's index) as what is stored (a job's id, a task's position)."""
+        deps = spec.get("after") if type(spec) is dict else None
+        for dep in deps if type(deps) is list else ():
+            if type(dep) is dict and "pos" not in dep:
+                sel = {"job": dep.get("job"), "lo": dep.get("index"), "hi": dep.get("index")}
+                if not messages.is_sel(sel):
+                    raise messages.BadMessage("the job's after is not as it must be")
+                target = self.targets([sel])[0]
+                dep["job"], dep["pos"] = target.job, target.lo
 
     def _blob(self, name: str) -> bytes | None:
         if not self.blobs.has(name):
@@ -333,6 +346,15 @@ class Desk:
             found.append([task.pos, indices.at(task.pos), task.files, task.state])
         more = found[-1][0] + 1 if len(found) == 2000 else None
         self.answer(request, {"tasks": found, "count": row.count, "more": more, "id": target.job})
+
+    def _resolve(self, request: Request) -> None:
+        """Selectors to [job, first position, last position, count]."""
+        found = []
+        for target in self.targets(request.header["ids"]):
+            count = self._row(target.job).count
+            lo, hi = (0, count - 1) if target.lo is None or target.hi is None else (target.lo, target.hi)
+            found.append([target.job, lo, hi, count])
+        self.answer(request, {"targets": found})
 
     def _info(self, request: Request) -> None:
         workers = self.cluster.worker_views(time.monotonic())

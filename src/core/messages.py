@@ -47,6 +47,7 @@ CLIENT: dict[str, dict[str, str]] = {
     "prune": {"older_than": "num"},
     "metrics": {},
     "files": {"ids": "ids", "from": "int?"},
+    "resolve": {"ids": "ids"},
     "info": {},
 }  # fmt: skip
 WORKER: dict[str, dict[str, str]] = {
@@ -63,7 +64,7 @@ WORKER: dict[str, dict[str, str]] = {
 }  # fmt: skip
 DIRECTIONS = {"CLIENT": CLIENT, "WORKER": WORKER}
 
-_LOOKS = frozenset(("have", "get", "status", "list", "wait", "read", "workers", "metrics", "files", "info"))
+_LOOKS = frozenset(("have", "get", "status", "list", "wait", "read", "workers", "metrics", "files", "info", "resolve"))
 _WORK = frozenset(("submit", "put", "cancel", "retry"))
 ALLOWED: dict[str, frozenset[str]] = {
     "worker": frozenset(WORKER),
@@ -91,7 +92,8 @@ def _is_key(value: Any, more: int = 0) -> bool:
     )
 
 
-def _is_sel(value: Any) -> bool:
+def is_sel(value: Any) -> bool:
+    """Whether this is a selector of jobs or tasks."""
     if type(value) is not dict or not (value.get("job") == "last" or _count(value.get("job"))):
         return False
     return all(value.get(name) is None or _count(value.get(name)) for name in ("lo", "hi", "to"))
@@ -125,7 +127,7 @@ _TYPES: dict[str, Any] = {
     "name": lambda v: type(v) is str and _NAME.fullmatch(v) is not None,
     "strs": _strings,
     "hashes": lambda v: type(v) is list and 0 < len(v) <= 2000 and all(_hash(h) for h in v),
-    "ids": lambda v: type(v) is list and 0 < len(v) <= 2000 and all(_is_sel(s) for s in v),
+    "ids": lambda v: type(v) is list and 0 < len(v) <= 2000 and all(is_sel(s) for s in v),
 }
 
 

@@ -1,0 +1,224 @@
+"""How things look to people: tables of 80 columns, fields, progress. Colours only on a terminal; NO_COLOR is respected;
+control characters from anyone are shown as escapes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from datetime import datetime, timezone
+from typing import Any
+
+from .core.messages import hold_text
+from .core.syntax import format_duration, format_size
+
+COLOURS = {
+    "succeeded": "32", "failed": "31", "cancelled": "90", "running": "34", "queued": "33", "waiting": "33", "lost": "31",
+    "away": "33", "busy": "34", "idle": "32", "paused": "33", "drained": "90", "draining": "90",
+}  # fmt: skip
+
+
+def coloured(stream: Any) -> bool:
+    """Whether this stream takes colours."""
+    return bool(stream.isatty()) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def width_of(stream: Any) -> int:
+    """Columns of the terminal; 80 elsewhere, so that output in a pipe is the same everywhere."""
+    if not stream.isatty():
+        return int(os.environ.get("COLUMNS") or 80)
+    try:
+        return os.get_terminal_size(stream.fileno()).columns
+    except (OSError, ValueError):
+        return 80
+
+
+def table(rows: list[list[str]], head: list[str], right: frozenset[int], stretch: int, stream: Any) -> str:
+    """Aligned columns; column `stretch` is cut (..) so that lines fit. Cells are escaped here."""
+    cells = [[hold_text(cell) for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in [head, *cells]) for i in range(len(head))]
+    over = sum(widths) + 2 * (len(widths) - 1) - width_of(stream)
+    if over > 0:
+        widths[stretch] = max(8, widths[stretch] - over)
+    colour = coloured(stream)
+    lines = ["  ".join(_cell(text, widths[i], i in right) for i, text in enumerate(head)).rstrip()]
+    for row in cells:
+        parts = []
+        for i, text in enumerate(row):
+            shown = _cell(text, widths[i], i in right)
+            parts.append(f"\x1b[{COLOURS[text]}m{shown}\x1b[0m" if colour and text in COLOURS else shown)
+        lines.append("  ".join(parts).rstrip())
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str, width: int, right: bool) -> str:
+    if len(text) > width:
+        text = text[: max(1, width - 2)] + ".."
+    return text.rjust(width) if right else text.ljust(width)
+
+
+def _parse(stamp: str | None) -> float | None:
+    if stamp is None:
+        return None
+    return datetime.strptime(stamp, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=timezone.utc).timestamp()
+
+
+def _age(stamp: str | None) -> str:
+    then = _parse(stamp)
+    return "" if then is None else brief(max(0.0, time.time() - then))
+
+
+def brief(seconds: float | None) -> str:
+    """`3.2s`, `4m10s`, `2h05m`, `3d4h`: at most six characters or so."""
+    if seconds is None:
+        return ""
+    if seconds < 60:
+        return f"{seconds:.1f}s"
+    minutes = int(seconds) // 60
+    if minutes < 60:
+        return f"{minutes}m{int(seconds) % 60:02d}s"
+    if minutes < 24 * 60:
+        return f"{minutes // 60}h{minutes % 60:02d}m"
+    return f"{minutes // 1440}d{minutes // 60 % 24}h"
+
+
+def _took(view: dict[str, Any]) -> str:
+    if view.get("duration") is not None:
+        return brief(view["duration"])
+    started = _parse(view.get("started_at"))
+    return brief(time.time() - started) if started is not None and view["state"] == "running" else ""
+
+
+def _detail(view: dict[str, Any]) -> str:
+    tasks = view.get("tasks")
+    if tasks:
+        done = tasks["succeeded"] + tasks["failed"] + tasks["cancelled"]
+        text = f"{done}/{tasks['total']}"
+        return text + (f", {tasks['failed']} failed" if tasks["failed"] else "")
+    if view.get("reason"):
+        return str(view["reason"])
+    if view.get("waiting_reason"):
+        return str(view["waiting_reason"])
+    if view.get("exit_code"):
+        return f"exit code {view['exit_code']}"
+    return str(view.get("worker") or "") if view["state"] == "running" else ""
+
+
+def jobs(views: list[dict[str, Any]], stream: Any) -> str:
+    """The table of `list`."""
+    rows = [
+        [v["id"], v["state"], v["name"], str(v.get("user") or ""), _age(v["submitted_at"]), _took(v), _detail(v)]
+        for v in views
+    ]
+    head = ["ID", "STATE", "NAME", "USER", "AGE", "TOOK", "DETAIL"]
+    stretch = 6
+    longest = max([len(row[2]) for row in rows], default=4)
+    if longest > 24:
+        for row in rows:
+            row[2] = row[2] if len(row[2]) <= 24 else row[2][:22] + ".."
+    return table(rows, head, frozenset((0, 4, 5)), stretch, stream)
+
+
+def workers(views: list[dict[str, Any]], stream: Any) -> str:
+    """The table of `workers`."""
+    rows = []
+    for v in views:
+        labels = [label for label in v["labels"] if not label.startswith(("os=", "arch=", "python=", "host="))]
+        running = " ".join(v["running"][:8]) + (" .." if len(v["running"]) > 8 else "")
+        more = " ".join(part for part in (running, *labels, v.get("failing") or "") if part)
+        slots = f"{v['slots_used']}/{v['slots']}"
+        rows.append([v["name"], v["state"], slots, str(v["address"] or ""), str(v.get("python") or ""), more])
+    return table(rows, ["NAME", "STATE", "SLOTS", "ADDRESS", "PYTHON", "RUNNING, LABELS"], frozenset((2,)), 5, stream)
+
+
+_FIELDS = (
+    "id", "name", "state", "reason", "waiting_reason", "exit_code", "signal", "script", "args", "parameters", "user",
+    "priority", "needs", "submitted_at", "started_at", "finished_at", "duration", "cpu_seconds", "max_rss_bytes", "worker",
+    "attempt", "output_bytes", "error_bytes", "dropped_bytes", "returns", "tasks",
+)  # fmt: skip
+
+
+def fields(view: dict[str, Any], stream: Any) -> str:
+    """`status` of one job or task: a line a field, without the empty ones."""
+    lines = []
+    for key in _FIELDS:
+        value = view.get(key)
+        if value in (None, [], {}, "") or (key in ("dropped_bytes", "priority") and not value):
+            continue
+        shown = hold_text(_value(key, value))
+        if key == "state" and coloured(stream):
+            shown = f"\x1b[{COLOURS.get(shown, '0')}m{shown}\x1b[0m"
+        lines.append(f"{key.replace('_', ' ') + ':':16} {shown}")
+    return "\n".join(lines) + "\n"
+
+
+def _value(key: str, value: Any) -> str:
+    if key in ("duration", "cpu_seconds"):
+        return f"{value:.3f} s" if value < 60 else format_duration(value)
+    if key.endswith("_bytes"):
+        return format_size(value)
+    if key.endswith("_at"):
+        then = _parse(value)
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(then)) if then is not None else ""
+    if key == "args":
+        return " ".join(_quoted(arg) for arg in value)
+    if isinstance(value, dict):
+        return ", ".join(
+            f"{name} {item if not isinstance(item, list) else ' '.join(map(str, item))}"
+            for name, item in value.items()
+            if item
+        )
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _quoted(text: str) -> str:
+    if text and all(c.isalnum() or c in "-_./=:,+@%" for c in text):
+        return text
+    return "'" + text.replace("'", "'\\''") + "'"
+
+
+class Progress:
+    """One line on a terminal's stderr that replaces itself, after a second; nothing elsewhere."""
+
+    def __init__(self) -> None:
+        self.live = bool(sys.stderr.isatty())
+        self._begin = time.monotonic()
+        self._last = 0.0
+        self._shown = False
+        self._first: tuple[float, int] | None = None
+
+    def due(self) -> bool:
+        now = time.monotonic()
+        return self.live and now - self._begin > 1.0 and now - self._last > 0.5
+
+    def tasks(self, counts: dict[str, int]) -> None:
+        """done/failed/running/queued, rate, time left."""
+        now = time.monotonic()
+        done = counts["succeeded"] + counts["failed"] + counts["cancelled"]
+        if self._first is None:
+            self._first = (now, done)
+        rate = (done - self._first[1]) / max(0.1, now - self._first[0])
+        left = counts["total"] - done
+        eta = f", {brief(left / rate)} left" if rate > 0 and left else ""
+        text = (
+            f"{done}/{counts['total']} done, {counts['failed']} failed, {counts['running']} running,"
+            f" {counts['queued'] + counts['waiting']} queued, {rate:.1f}/s{eta}"
+        )
+        self.say(text)
+
+    def bytes(self, done: int, total: int) -> None:
+        if self.due():
+            self.say(f"{format_size(done)} of {format_size(total)} sent")
+
+    def say(self, text: str) -> None:
+        if self.live:
+            self._last, self._shown = time.monotonic(), True
+            sys.stderr.write(f"\r\x1b[K{text[: width_of(sys.stderr) - 1]}")
+            sys.stderr.flush()
+
+    def clear(self) -> None:
+        """Before anything else is printed."""
+        if self._shown:
+            self._shown = False
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()

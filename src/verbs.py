@@ -1,0 +1,407 @@
+"""What each verb of client.py does. Prints results on stdout, remarks on stderr; the exit codes of the contract."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+from .cli import EXIT_INTERRUPTED, EXIT_UNFINISHED, Call
+from .core.errors import LinkError, UsageError
+from .core.syntax import parse_selector
+from .follow import Broken, Connection, Follower, Printer, exit_code, say
+from .link import Link
+
+TERMINAL = ("succeeded", "failed", "cancelled")
+
+
+def run(call: Call) -> int:
+    """Do it; the exit code."""
+    if call.verb == "completion":
+        from . import completion
+
+        return completion.main(call.words)
+    return ACTIONS[call.verb](call)
+
+
+def _key(call: Call) -> Any:
+    if call.options.insecure or os.environ.get("MICROCLUSTER_INSECURE", "") not in ("", "0"):
+        return None
+    from .keys import load_peer_key
+
+    return load_peer_key("client", call.options.key_file)
+
+
+def _connect(call: Call) -> Connection:
+    key, given = _key(call), call.options.connect_timeout
+
+    def make(timeout_s: float) -> Link:
+        return Link(call.host, call.port, key, timeout_s)
+
+    return Connection(make, make(given or 0.0), 300.0 if given is None else given, say)
+
+
+def _ids(call: Call) -> list[dict[str, Any]]:
+    return [parse_selector(word).wire() for word in call.words]
+
+
+def _ask(call: Call, header: dict[str, Any]) -> dict[str, Any]:
+    connection = _connect(call)
+    try:
+        return connection.request(header)[0]
+    finally:
+        connection.link.close()
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+# -- submit and run -------------------------------------------------------------------------------------------------------
+
+
+def _submit(call: Call) -> int:
+    connection, answer = _hand_in(call)
+    try:
+        if call.options.json:
+            view = (
+                answer.get("job") or connection.request({"t": "status", "ids": [{"job": answer["id"]}]})[0]["jobs"][0]
+            )
+            _print_json(view)
+        else:
+            sys.stdout.write(f"{answer['id']}\n")
+        return 0
+    finally:
+        connection.link.close()
+
+
+def _hand_in(call: Call) -> tuple[Connection, dict[str, Any]]:
+    from . import submission
+    from .render import Progress
+
+    sub = submission.build(call.options, call.words[0], call.rest)
+    connection = _connect(call)
+    progress = Progress()
+    while True:
+        try:
+            answer = submission.deliver(connection.link, sub, bool(call.options.json), progress.bytes)
+            break
+        except LinkError as error:
+            connection.again(error)
+        finally:
+            progress.clear()
+    if answer.get("warning"):
+        say(f"job {answer['id']} waits: {answer['warning']}")
+    return connection, answer
+
+
+def _run(call: Call) -> int:
+    connection, answer = _hand_in(call)
+    job = answer["id"]
+    try:
+        return _show(connection, [(job, None, None)], live=None, wait=True, as_json=call.options.json)
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            connection.link.close()
+            link = _connect(call).link
+            link.request({"t": "cancel", "ids": [{"job": job}]}, timeout_s=10)
+            link.close()
+            say(f"job {job} is being cancelled")
+        except (LinkError, TimeoutError):
+            say(f"job {job} could not be cancelled: the manager cannot be reached")
+        return EXIT_INTERRUPTED
+    finally:
+        connection.link.close()
+
+
+# -- result ---------------------------------------------------------------------------------------------------------------
+
+
+def _result(call: Call) -> int:
+    connection = _connect(call)
+    try:
+        found = connection.request({"t": "resolve", "ids": _ids(call)})[0]["targets"]
+        wait = call.options.wait or call.options.follow
+        targets = [(job, lo, hi) for job, lo, hi, _ in found]
+        live = True if call.options.follow else (False if call.options.wait else None)
+        return _show(connection, targets, live, wait, call.options.json)
+    finally:
+        connection.link.close()
+
+
+def _show(
+    connection: Connection, targets: list[tuple[int, Any, Any]], live: bool | None, wait: bool, as_json: bool
+) -> int:
+    """Print the output of tasks in order. live None: for `run`, only a single task live."""
+    from .render import Progress
+
+    progress = Progress()
+    printer = _Collector() if as_json else Printer(progress.clear)
+    unfinished = 0
+    total = 0
+    try:
+        for job, lo, hi in targets:
+            view = connection.request({"t": "status", "ids": [{"job": job}]})[0]["jobs"][0]
+            first, last = (0, view["count"] - 1) if lo is None else (lo, hi)
+            total += last - first + 1
+            printer.job = job  # type: ignore[union-attr]
+            follower = Follower(connection, job, first, last, view["count"] == 1 if live is None else live, wait)
+            if progress.live and not as_json and view["count"] > 1:
+                follower.idle = lambda job=job: _progress(connection, progress, job)  # type: ignore[misc]
+            if wait:
+                follower.run(printer)
+            else:
+                unfinished += _finished_only(connection, follower, printer)
+    except Broken:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    finally:
+        progress.clear()
+    if as_json:
+        assert isinstance(printer, _Collector)
+        _print_results(connection, printer, total)
+    if unfinished:
+        job, lo, _ = targets[0]
+        what = f"job {job}" if lo is None or len(targets) > 1 or total > 1 else f"task {job}.{lo}"
+        say(f"{what} is not finished: {unfinished} of {total} tasks are missing (--wait or --follow)" if total > 1
+            else f"job {job} is not finished yet (--wait waits, --follow shows what there is)")  # fmt: skip
+        return EXIT_UNFINISHED
+    if total == 1 and printer.end is not None:
+        _tell_end(printer.end)
+        return exit_code(printer.end)
+    return 1 if printer.failed else 0
+
+
+def _tell_end(end: dict[str, Any]) -> None:
+    """The reason of an end that the script itself did not explain."""
+    reason = end.get("reason")
+    if reason and end["state"] != "succeeded" and not reason.startswith("killed by"):
+        say(reason)
+    elif end["state"] == "cancelled":
+        say("the job was cancelled")
+
+
+def _finished_only(connection: Connection, follower: Follower, printer: Any) -> int:
+    """Print what is finished; how many tasks are not."""
+    if follower.run(printer):
+        return 0
+    missing, at = 0, follower.pos
+    first, last = follower.lo, follower.hi
+    done = follower.pos - first
+    while at is not None and at <= last:
+        answer, _ = connection.request({"t": "files", "ids": [{"job": follower.job}], "from": at})
+        for pos, _, _, state in answer["tasks"]:
+            if state in TERMINAL and follower.pos <= pos <= last:
+                single = Follower(connection, follower.job, pos, pos, False, False)
+                if single.run(printer):
+                    done += 1
+        at = answer["more"]
+    missing = last - first + 1 - done
+    return missing
+
+
+def _progress(connection: Connection, progress: Any, job: int) -> None:
+    if progress.due():
+        view = connection.link.request({"t": "status", "ids": [{"job": job}]})[0]["jobs"][0]
+        if view.get("tasks"):
+            progress.tasks(view["tasks"])
+
+
+class _Collector:
+    """Pieces of output kept as text, for --json."""
+
+    def __init__(self) -> None:
+        self.job = 0
+        self.end: dict[str, Any] | None = None
+        self.failed = 0
+        self.pieces: dict[tuple[int, int], tuple[list[bytes], list[bytes]]] = {}
+        self._attempts: dict[tuple[int, int], int] = {}
+        self.indexes: dict[tuple[int, int], int] = {}
+
+    def __call__(self, segment: dict[str, Any], out: bytes, err: bytes) -> None:
+        key = (self.job, segment["pos"])
+        if self._attempts.get(key) != segment["attempt"]:
+            self._attempts[key] = segment["attempt"]
+            self.pieces[key] = ([], [])
+        self.indexes[key] = segment["index"]
+        self.pieces[key][0].append(out)
+        self.pieces[key][1].append(err)
+        if segment["end"] is not None:
+            self.end = segment["end"]
+            self.failed += segment["end"]["state"] != "succeeded"
+
+
+def _print_results(connection: Connection, found: _Collector, total: int) -> None:
+    views = []
+    for (job, pos), (out, err) in found.pieces.items():
+        index = found.indexes[job, pos]
+        view = connection.request({"t": "status", "ids": [{"job": job, "lo": index, "hi": index}]})[0]["jobs"][0]
+        view["output"] = b"".join(out).decode("utf-8", "replace")
+        view["error"] = b"".join(err).decode("utf-8", "replace")
+        views.append(view)
+    _print_json(views[0] if total == 1 and views else views)
+
+
+# -- looking --------------------------------------------------------------------------------------------------------------
+
+
+def _status(call: Call) -> int:
+    from . import render
+
+    answer = _ask(call, {"t": "status", "ids": _ids(call)})
+    views = answer["jobs"]
+    if call.options.json:
+        _print_json(views)
+    else:
+        sys.stdout.write("\n".join(render.fields(view, sys.stdout) for view in views))
+        if answer.get("more"):
+            say(f"{answer['more']} more are not shown")
+    return 0
+
+
+def _list(call: Call) -> int:
+    from . import render
+
+    options = call.options
+    connection = _connect(call)
+    header = {"t": "list", "state": options.state, "name": options.name, "user": options.user, "since": options.since}
+    left = None if options.all else options.last
+    views: list[dict[str, Any]] = []
+    before = None
+    while True:
+        answer, _ = connection.request({**header, "last": left, "before": before})
+        views += answer["jobs"]
+        before = int(answer["more"]) if answer["more"] else None
+        if left is not None:
+            left -= len(answer["jobs"])
+        if before is None or left == 0:
+            break
+    connection.link.close()
+    if options.json:
+        _print_json(views)
+    elif views:
+        sys.stdout.write(render.jobs(views, sys.stdout))
+    else:
+        say("no jobs")
+    return 0
+
+
+def _workers(call: Call) -> int:
+    from . import render
+
+    views = _ask(call, {"t": "workers"})["workers"]
+    if call.options.json:
+        _print_json(views)
+    elif views:
+        sys.stdout.write(render.workers(views, sys.stdout))
+    else:
+        say("no workers")
+    return 0
+
+
+def _wait(call: Call) -> int:
+    from .render import Progress
+
+    connection, progress = _connect(call), Progress()
+    deadline = None if call.options.timeout is None else time.monotonic() + call.options.timeout
+    try:
+        while True:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            try:
+                answer = _wait_once(connection, _ids(call), left, progress)
+                break
+            except LinkError as error:
+                connection.again(error)
+    finally:
+        progress.clear()
+        connection.link.close()
+    if not answer["done"]:
+        return EXIT_UNFINISHED
+    if answer["total"] == 1 and answer["results"]:
+        return exit_code(answer["results"][0])
+    return 1 if answer["failed"] else 0
+
+
+def _wait_once(connection: Connection, ids: list[dict[str, Any]], left: float | None, progress: Any) -> dict[str, Any]:
+    number = connection.link.post({"t": "wait", "ids": ids, "timeout": left})
+    while True:
+        try:
+            return connection.link.answer(number, 0.5 if progress.live else None)[0]
+        except TimeoutError:
+            if progress.due() and len(ids) == 1 and ids[0].get("lo") is None and not ids[0].get("to"):
+                view = connection.link.request({"t": "status", "ids": ids})[0]["jobs"][0]
+                if view.get("tasks"):
+                    progress.tasks(view["tasks"])
+
+
+# -- acting ---------------------------------------------------------------------------------------------------------------
+
+
+def _cancel(call: Call) -> int:
+    if not call.words and not call.options.all:
+        raise UsageError("an ID is missing (or --all for every job that is not finished)")
+    header: dict[str, Any] = {"t": "cancel", "grace": call.options.grace}
+    header.update({"all": True} if call.options.all else {"ids": _ids(call)})
+    return _print_lines(_ask(call, header)["cancelled"], "nothing to cancel: it is finished already")
+
+
+def _retry(call: Call) -> int:
+    return _print_lines(_ask(call, {"t": "retry", "ids": _ids(call)})["queued"], "nothing to retry: no task failed")
+
+
+def _print_lines(texts: list[str], none: str) -> int:
+    for text in texts:
+        sys.stdout.write(f"{text}\n")
+    if not texts:
+        say(none)
+    return 0
+
+
+def _drain(call: Call) -> int:
+    _ask(call, {"t": call.verb, "names": call.words})
+    return 0
+
+
+def _prune(call: Call) -> int:
+    if call.options.older_than is None:
+        raise UsageError("--older-than DURATION is missing (for example --older-than 30d)")
+    sys.stdout.write(f"{_ask(call, {'t': 'prune', 'older_than': call.options.older_than})['count']}\n")
+    return 0
+
+
+def _metrics(call: Call) -> int:
+    sys.stdout.write(_ask(call, {"t": "metrics"})["text"])
+    return 0
+
+
+def _fetch(call: Call) -> int:
+    from . import fetching
+
+    connection = _connect(call)
+    try:
+        return fetching.fetch(connection, _ids(call)[0], call.options.into)
+    finally:
+        connection.link.close()
+
+
+def _dashboard(call: Call) -> int:
+    from . import dashboard
+
+    return dashboard.main(_connect(call).link, call.options.listen, call.options.open)
+
+
+def _top(call: Call) -> int:
+    from . import top
+
+    return top.main(_connect(call).link)
+
+
+ACTIONS = {
+    "submit": _submit, "run": _run, "result": _result, "status": _status, "list": _list, "wait": _wait,
+    "cancel": _cancel, "retry": _retry, "fetch": _fetch, "workers": _workers, "drain": _drain, "resume": _drain,
+    "prune": _prune, "metrics": _metrics, "dashboard": _dashboard, "top": _top,
+}  # fmt: skip
