@@ -379,11 +379,11 @@ def _metrics(call: Call) -> int:
 
 
 def _fetch(call: Call) -> int:
-    from . import fetching
+    from . import downloads
 
     connection = _connect(call)
     try:
-        return fetching.fetch(connection, _ids(call)[0], call.options.into)
+        return downloads.fetch(connection, _ids(call)[0], call.options.into)
     finally:
         connection.link.close()
 
