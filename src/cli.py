@@ -339,7 +339,7 @@ def _split(argv: list[str], parser: argparse.ArgumentParser, takes: str) -> tupl
                 words += argv[at : at + missing + 1]
                 return flags, words, argv[at + missing + 1 :]
             break
-        if text.startswith("-") and text != "-":
+        if text.startswith("-") and text != "-" and not text[1:].isdecimal():
             flags.append(text)
             action = actions.get(text)
             if action is not None and action.nargs is None and at < len(argv):

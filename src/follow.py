@@ -135,6 +135,7 @@ class Printer:
         self.end: dict[str, Any] | None = None
         self.failed = 0
         self.count = 0
+        self.job = 0
         self._clear = clear
         self._attempt = (-1, 0)
 

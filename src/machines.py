@@ -129,11 +129,14 @@ def _worker(options: argparse.Namespace) -> int:
 
 def _key(options: argparse.Namespace) -> int:
     folder = keys.home()
+    here = os.path.join(folder, "manager.key")
+    if not os.path.lexists(os.path.join(folder, "cluster.key")) or os.path.lexists(here):
+        made = keys.ManagerKeys.load_or_create(folder)  # as the first manager would
     if options.role is None:
         sys.stdout.write(keys.read_key_file(os.path.join(folder, "cluster.key")))
         return 0
-    if os.path.exists(os.path.join(folder, "manager.key")):
-        key = keys.ManagerKeys.load(folder).peer_key(options.role)
+    if os.path.lexists(here):
+        key = made.peer_key(options.role)
     else:
         key = keys.load_peer_key("worker" if options.role == "worker" else "client")
         if key.role != options.role:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from typing import Any, NamedTuple
 
 from .core.errors import UsageError
@@ -39,10 +40,10 @@ def read(source: bytes) -> Metadata | None:
 
 
 def _load(text: str) -> dict[str, Any]:
-    try:
-        import tomllib
-    except ImportError:
+    if sys.version_info < (3, 11):
         return small_toml(text)
+    import tomllib
+
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

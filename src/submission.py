@@ -159,7 +159,7 @@ def _environment(pairs: list[str]) -> dict[str, str]:
     for text in pairs:
         name, equals, value = text.partition("=")
         if not name:
-            raise UsageError(f"not NAME=VALUE: {text!r}")
+            raise UsageError(f"--env: not NAME=VALUE: {text!r}")
         if equals:
             found[name] = value
         elif name in os.environ:
@@ -264,7 +264,7 @@ def _send(sub: Submission, paths: list[str]) -> dict[str, Any]:
         try:
             _walk(sub, entries, os.path.abspath(path), name, os.path.realpath(path), total, frozenset())
         except FileNotFoundError as error:
-            raise UsageError(f"no such file to send: {error.filename}") from None
+            raise UsageError(f"no such file to send (--send): {error.filename}") from None
         except OSError as error:
             raise UsageError(f"cannot send {error.filename}: {error.strerror}") from None
     manifest = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()

@@ -148,7 +148,7 @@ def _show(
             view = connection.request({"t": "status", "ids": [{"job": job}]})[0]["jobs"][0]
             first, last = (0, view["count"] - 1) if lo is None else (lo, hi)
             total += last - first + 1
-            printer.job = job  # type: ignore[union-attr]
+            printer.job = job
             follower = Follower(connection, job, first, last, view["count"] == 1 if live is None else live, wait)
             if progress.live and not as_json and view["count"] > 1:
                 follower.idle = lambda job=job: _progress(connection, progress, job)  # type: ignore[misc]

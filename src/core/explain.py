@@ -13,7 +13,7 @@ def why_none_can(shape: Shape, workers: Iterable[Worker]) -> str | None:
     """What this shape needs that no connected worker has, or None when one could run it if it were free."""
     present = [worker for worker in workers if worker.link is not None]
     if not present:
-        return "no worker is connected"
+        return f"needs label {shape.on[0]}, and no worker is connected" if shape.on else "no worker is connected"
     if any(capable(shape, worker) for worker in present):
         return None
     for label in shape.on:
