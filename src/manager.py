@@ -25,7 +25,8 @@ from .core import events, messages
 from .core.errors import DiskFull, MicroclusterError, StoreError, UsageError
 from .core.jobs import Finish, TaskKey
 from .corethread import Core, Request
-from .net import Conn, Loop, Server
+from .loop import Loop
+from .net import Conn, Server
 from .spool import Blobs, FileRange, Outputs
 from .store import Store
 

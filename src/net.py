@@ -1,6 +1,6 @@
-"""The event loop of manager and worker, and its connections.
+"""Connections in the event loop of manager and worker.
 
-One thread, the loop's, calls everything here but `Loop.call_threadsafe` and `Loop.stop`. It decides nothing about jobs.
+One thread, the loop's, calls everything here. It decides nothing about jobs.
 A handler gets opened(conn), received(conn, header, payload) and closed(conn, error). `Conn.send` only queues: all that
 one turn of the loop brought leaves in one write. What cannot leave waits; past OUTBOX_MAX the peer is too slow: dropped.
 """
@@ -8,8 +8,6 @@ one turn of the loop brought leaves in one write. What cannot leave waits; past 
 from __future__ import annotations
 
 import contextlib
-import heapq
-import itertools
 import logging
 import os
 import selectors
@@ -22,6 +20,7 @@ from typing import Any, Protocol
 
 from .channel import Channel
 from .core.errors import LinkError, MicroclusterError, Unreachable
+from .loop import Loop
 from .spool import FileRange
 
 log = logging.getLogger(__name__)
@@ -36,121 +35,6 @@ SILENT_S = 20.0
 AUTH_S = 10.0  # from accept to authenticated, in all
 PENDING_MAX = 256  # connections before authentication
 SPARE_FDS = 64
-
-
-class Timer:
-    """A call that is due; `cancel` takes it back."""
-
-    __slots__ = ("cancelled", "fn")
-
-    def __init__(self, fn: Callable[[], Any]) -> None:
-        self.fn = fn
-        self.cancelled = False
-
-    def cancel(self) -> None:
-        self.cancelled = True
-
-
-class Loop:
-    """Readiness, timers, and calls from other threads."""
-
-    def __init__(self) -> None:
-        self.selector = selectors.DefaultSelector()
-        self._timers: list[tuple[float, int, Timer]] = []
-        self._serial = itertools.count()
-        self._calls: deque[Callable[[], Any]] = deque()
-        self._wake_r, self._wake_w = socket.socketpair()
-        self._wake_r.setblocking(False)
-        self._wake_w.setblocking(False)
-        self._awake = False
-        self._lock = threading.Lock()  # guards _awake against the writer of the wake-up byte
-        self._running = False
-        self._dirty: dict[Any, None] = {}  # connections with something to send
-        self._after: list[Callable[[], Any]] = []
-        self.selector.register(self._wake_r, selectors.EVENT_READ, self._drain_wake)
-
-    def run(self) -> None:
-        """Until `stop`."""
-        self._running = True
-        while self._running:
-            self.turn(None)
-
-    def turn(self, limit_s: float | None) -> None:
-        """Wait for what comes, at most `limit_s`, and handle it."""
-        for key, mask in self.selector.select(self._timeout(limit_s)):
-            key.data(mask)
-        now = time.monotonic()
-        while self._timers and self._timers[0][0] <= now:
-            timer = heapq.heappop(self._timers)[2]
-            if not timer.cancelled:
-                timer.fn()
-        for _ in range(len(self._calls)):
-            self._calls.popleft()()
-        after, self._after = self._after, []
-        for fn in after:
-            fn()
-        while self._dirty:
-            dirty, self._dirty = self._dirty, {}
-            for conn in dirty:
-                conn.flush()
-
-    def _timeout(self, limit_s: float | None) -> float | None:
-        if self._calls or self._dirty or self._after:
-            return 0.0
-        while self._timers and self._timers[0][2].cancelled:
-            heapq.heappop(self._timers)
-        if self._timers:
-            due = max(0.0, self._timers[0][0] - time.monotonic())
-            return due if limit_s is None else min(due, limit_s)
-        return limit_s
-
-    def _drain_wake(self, _mask: int) -> None:
-        with self._lock:
-            self._awake = False
-            with contextlib.suppress(BlockingIOError):
-                self._wake_r.recv(4096)
-
-    def stop(self) -> None:
-        """End `run` after the present turn. Any thread, and signal handlers."""
-        self._running = False
-        with contextlib.suppress(OSError):
-            self._wake_w.send(b"s")
-
-    def close(self) -> None:
-        """Free the loop's descriptors; it must not run."""
-        self.selector.close()
-        self._wake_r.close()
-        self._wake_w.close()
-
-    def call_threadsafe(self, fn: Callable[[], Any]) -> None:
-        """Have the loop's thread call fn() soon. Any thread."""
-        self._calls.append(fn)
-        with self._lock:
-            if self._awake:
-                return
-            self._awake = True
-            with contextlib.suppress(BlockingIOError, OSError):
-                self._wake_w.send(b"w")
-
-    def call_soon(self, fn: Callable[[], Any]) -> None:
-        """At the end of this turn, before what was queued is sent."""
-        self._after.append(fn)
-
-    def call_later(self, seconds: float, fn: Callable[[], Any]) -> Timer:
-        timer = Timer(fn)
-        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._serial), timer))
-        return timer
-
-    def add_reader(self, fd: Any, fn: Callable[[], Any]) -> None:
-        """fn() whenever fd can be read."""
-        self.selector.register(fd, selectors.EVENT_READ, lambda _mask: fn())
-
-    def remove_reader(self, fd: Any) -> None:
-        with contextlib.suppress(KeyError, ValueError):
-            self.selector.unregister(fd)
-
-    def mark(self, conn: Conn) -> None:
-        self._dirty[conn] = None
 
 
 class Handler(Protocol):

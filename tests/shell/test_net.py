@@ -14,7 +14,8 @@ from src.channel import ClientChannel, ServerChannel
 from src.core.errors import KeyProblem, ManagerGone, ProtocolError, Refused, Unreachable
 from src.keys import ManagerKeys, server_context
 from src.link import Link
-from src.net import Conn, Loop, Server
+from src.loop import Loop
+from src.net import Conn, Server
 from src.spool import FileRange
 from tests.support.waiting import wait_until
 
