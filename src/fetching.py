@@ -1,178 +1,160 @@
-"""`fetch`: the files that tasks returned, into a folder. Names come from workers and are not trusted: nothing is ever
-written outside the folder, through a link, or over a name that the list does not hold; content is checked by its hash.
+"""Content that this worker misses, fetched from the manager by hash; and the size of its cache.
+
+    want(hashes, then) → need → blob pieces → Blobs → then(problem)
+
+All methods belong to the loop's thread; the last piece of something large, with the check of its hash, is stored in a
+helper thread. A cut connection changes nothing: on the next one what is missing is asked for again.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-import sys
-from typing import Any
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, Optional
 
-from .core.errors import Refused, UsageError
-from .core.messages import check_manifest, hold_text
-from .core.syntax import from_wire
-from .follow import Connection, say
-from .render import Progress
-from .submission import PIECE
+from .reports import Sender
+from .spool import Blobs
 
+log = logging.getLogger(__name__)
 
-def fetch(connection: Connection, sel: dict[str, Any], into: str) -> int:
-    """Download; prints the paths. The exit code."""
-    progress, found, missing = Progress(), 0, 0
-    at: int | None = 0
-    while at is not None:
-        answer, _ = connection.request({"t": "files", "ids": [sel], "from": at})
-        array = answer["count"] > 1
-        for _pos, index, manifest, state in answer["tasks"]:
-            if manifest is None:
-                missing += state not in ("succeeded", "failed", "cancelled")
-                continue
-            folder = os.path.join(into, f"{answer['id']}.{index}") if array else into
-            found += _one(connection, manifest, folder, progress)
-        at = answer["more"]
-    progress.clear()
-    if not found:
-        if missing:
-            raise Refused("it is not finished yet: its files come when a task ends", "unfinished")
-        say("it returned no files (--return GLOB names them at submit)")
-    return 0
+Then = Callable[[Optional[str]], None]
+Helper = Callable[[Callable[[], Any], Callable[[Any, Optional[Exception]], None]], None]
+
+AT_A_TIME = 256  # hashes asked for and not here yet: small things of other jobs get their turn
+HASHES_PER_MESSAGE = 200
+LARGE_BYTES = 16 << 20
+TRIES = 3  # for content that arrives broken
 
 
-def _one(connection: Connection, manifest: str, folder: str, progress: Progress) -> int:
-    entries = check_manifest(_content(connection, manifest))
-    os.makedirs(folder, exist_ok=True)
-    root = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)) if os.open in os.supports_dir_fd else -1
-    total, done, count = sum(e[4] for e in entries if e[0] == "f"), 0, 0
-    try:
-        for entry in entries:
-            path = from_wire(entry[1])
-            _parents(root, folder, path)
-            if entry[0] == "d":
-                _folder(root, folder, path)
-                continue
-            if entry[0] == "l":
-                _link(root, folder, path, from_wire(entry[2]))
-            else:
-                _file(connection, root, folder, entry, lambda size, base=done: progress.bytes(base + size, total))
-                done += entry[4]
-            count += 1
-            progress.clear()
-            shown = os.path.join(folder, path)
-            sys.stdout.buffer.write(os.fsencode(hold_text(shown) if sys.stdout.isatty() else shown) + b"\n")
-            sys.stdout.buffer.flush()
-    finally:
-        if root >= 0:
-            os.close(root)
-    return count
+class _Wish:
+    """Somebody waits for several hashes."""
+
+    __slots__ = ("missing", "then")
+
+    def __init__(self, missing: set[str], then: Then) -> None:
+        self.missing, self.then = missing, then
 
 
-def _content(connection: Connection, name: str) -> bytes:
-    parts: list[bytes] = []
-    size = 0
-    while True:
-        answer, data = connection.request({"t": "get", "hash": name, "offset": size, "max": PIECE})
-        parts.append(data)
-        size += len(data)
-        if size >= answer["size"] or not data:
-            break
-    text = b"".join(parts)
-    if hashlib.sha256(text).hexdigest() != name:
-        raise Refused("the manager sent a list of files that does not fit its hash", "blob")
-    return text
+class Fetches:
+    """`helper(work, done)` runs work() elsewhere, then done(result, error) here; `pinned()` gives what is in use."""
 
+    def __init__(self, blobs: Blobs, helper: Helper, pinned: Callable[[], set[str]], limit_bytes: int) -> None:
+        self.blobs = blobs
+        self.cache_bytes = blobs.total_bytes()
+        self._helper, self._pinned, self._limit = helper, pinned, limit_bytes
+        self._evict_above = limit_bytes
+        self._conn: Optional[Sender] = None
+        self._wishes: dict[str, list[_Wish]] = {}  # by hash
+        self._asked: set[str] = set()
+        self._to_ask: deque[str] = deque()
+        self._broken: dict[str, int] = {}  # how often it arrived broken
+        self._make_room()
 
-class _Place:
-    """The folder that a path lies in, opened link by link without following any, and the last part of the path."""
-
-    def __init__(self, root: int, folder: str, path: str) -> None:
-        self.parts = path.split("/")
-        self.name = self.parts[-1]
-        self.full = os.path.join(folder, *self.parts)
-        self.fd = -1
-        if root < 0:
+    def want(self, hashes: Iterable[str], then: Then) -> None:
+        """Call then(None) once all are here (at once if they are), or then(why not)."""
+        missing = set(self.blobs.missing(list(hashes)))
+        if not missing:
+            then(None)
             return
-        self.fd = os.dup(root)
-        for part in self.parts[:-1]:
-            flags = os.O_RDONLY | os.O_DIRECTORY | getattr(os, "O_NOFOLLOW", 0)
-            try:
-                below = os.open(part, flags, dir_fd=self.fd)
-            finally:
-                os.close(self.fd)
-            self.fd = below
+        wish = _Wish(missing, then)
+        for name in sorted(missing):
+            if name not in self._wishes:
+                self._to_ask.append(name)
+            self._wishes.setdefault(name, []).append(wish)
+        self._ask()
 
-    def __enter__(self) -> _Place:
-        return self
+    def on_welcome(self, conn: Sender) -> None:
+        self._conn = conn
+        self._asked.clear()
+        self._to_ask = deque(self._wishes)
+        self._ask()
 
-    def __exit__(self, *_: object) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
+    def on_disconnected(self) -> None:
+        self._conn = None
 
-    @property
-    def where(self) -> dict[str, Any]:
-        return {"dir_fd": self.fd} if self.fd >= 0 else {}
+    def _ask(self) -> None:
+        names = []
+        while self._conn is not None and self._to_ask and len(self._asked) < AT_A_TIME:
+            name = self._to_ask.popleft()
+            if name in self._wishes and name not in self._asked:
+                self._asked.add(name)
+                names.append(name)
+        for start in range(0, len(names), HASHES_PER_MESSAGE):
+            assert self._conn is not None
+            self._conn.send({"t": "need", "hashes": names[start : start + HASHES_PER_MESSAGE]})
 
-    @property
-    def target(self) -> str:
-        return self.name if self.fd >= 0 else self.full
+    # -- what comes ----------------------------------------------------------------------------------------------------
 
-
-def _parents(root: int, folder: str, path: str) -> None:
-    parts = path.split("/")
-    for n in range(1, len(parts)):
-        _folder(root, folder, "/".join(parts[:n]))
-
-
-def _folder(root: int, folder: str, path: str) -> None:
-    with _Place(root, folder, path) as place:
+    def on_blob(self, header: dict[str, Any], payload: bytes) -> None:
+        """A piece. Those that do not go on where we are (a repeat, or one of an earlier question) change nothing."""
+        name, size, offset = header["hash"], header["size"], header["offset"]
+        if name not in self._wishes:
+            return
+        if size > LARGE_BYTES and offset + len(payload) >= size:
+            self._helper(
+                lambda: self._store(name, size, offset, payload), lambda whole, error: self._stored(name, whole, error)
+            )
+            return
         try:
-            os.mkdir(place.target, 0o755, **place.where)
-        except FileExistsError:
-            if os.path.islink(place.full) or not os.path.isdir(place.full):
-                raise UsageError(f"{place.full} is in the way: it is not a folder") from None
+            whole, error = self._store(name, size, offset, payload), None
+        except (OSError, ValueError) as problem:
+            whole, error = False, problem
+        self._stored(name, whole, error)
+
+    def _store(self, name: str, size: int, offset: int, data: bytes) -> bool:
+        """Whether it is whole now. Raises OSError, ValueError."""
+        stored, whole = self.blobs.upload(name, size, offset, data)
+        if not whole and offset < stored < offset + len(data):  # half of this piece was here
+            stored, whole = self.blobs.upload(name, size, stored, data[stored - offset :])
+        if whole:
+            self.cache_bytes += size
+        return whole
+
+    def _stored(self, name: str, whole: bool, error: Optional[Exception]) -> None:
+        if error is None:
+            if whole:
+                self._settle(name, None)
+            return
+        if isinstance(error, ValueError):
+            self._broken[name] = self._broken.get(name, 0) + 1
+            if self._broken[name] < TRIES:
+                self._asked.discard(name)
+                self._to_ask.append(name)
+                self._ask()
+                return
+        reason = getattr(error, "strerror", None) or str(error)
+        self._settle(name, f"its files could not be stored here: {reason}")
+
+    def on_missing(self, name: str) -> None:
+        """The manager does not have it."""
+        self._settle(name, "the manager does not have its files any more")
+
+    def _settle(self, name: str, problem: Optional[str]) -> None:
+        self._asked.discard(name)
+        self._broken.pop(name, None)
+        for wish in self._wishes.pop(name, ()):
+            if problem is not None:
+                then, wish.then = wish.then, _nothing
+                then(problem)
+                continue
+            wish.missing.discard(name)
+            if not wish.missing:
+                wish.then(None)
+        self._make_room()
+        self._ask()
+
+    # -- the cache -----------------------------------------------------------------------------------------------------
+
+    def _make_room(self) -> None:
+        """Past the limit, evict the least recently used, down to nine tenths of it; not again before it has grown by
+        another tenth, should all of it be in use."""
+        if self.cache_bytes <= self._evict_above:
+            return
+        self.blobs.evict(self._limit * 9 // 10, self._pinned() | set(self._wishes))
+        self.cache_bytes = self.blobs.total_bytes()
+        self._evict_above = max(self._limit, self.cache_bytes + self._limit // 10)
 
 
-def _link(root: int, folder: str, path: str, target: str) -> None:
-    with _Place(root, folder, path) as place:
-        if os.path.islink(place.full):
-            os.unlink(place.target, **place.where)
-        try:
-            os.symlink(target, place.target, **place.where)
-        except FileExistsError:
-            raise UsageError(f"{place.full} is in the way") from None
-
-
-def _file(connection: Connection, root: int, folder: str, entry: list[Any], progress: Any) -> None:
-    """Content into a file beside, checked, then given its name. A part that an earlier try left is gone on with."""
-    _, wired, mode, name, size = entry
-    with _Place(root, folder, from_wire(wired)) as place:
-        part = f".{name[:16]}.part"
-        part = part if place.fd >= 0 else os.path.join(os.path.dirname(place.full), part)
-        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-        fd = os.open(part, flags, 0o600, **place.where)
-        with os.fdopen(fd, "r+b") as file:
-            found = hashlib.sha256()
-            for piece in iter(lambda: file.read(1 << 20), b""):
-                found.update(piece)
-            at = file.tell()
-            if at > size:
-                found, at = hashlib.sha256(), 0
-                file.truncate(0)
-                file.seek(0)
-            while at < size:
-                _, data = connection.request({"t": "get", "hash": name, "offset": at, "max": PIECE})
-                if not data:
-                    raise Refused("the manager does not have all of a file", "blob")
-                file.write(data)
-                found.update(data)
-                at += len(data)
-                progress(at)
-            if hasattr(os, "fchmod"):
-                os.fchmod(file.fileno(), (mode & 0o777) | 0o600)
-        if found.hexdigest() != name:
-            os.unlink(part, **place.where)
-            raise Refused(f"{place.full} did not arrive as it was sent: fetch again", "blob")
-        if place.fd >= 0:
-            os.replace(part, place.name, src_dir_fd=place.fd, dst_dir_fd=place.fd)
-        else:
-            os.replace(part, place.full)
+def _nothing(_problem: Optional[str]) -> None:
+    pass

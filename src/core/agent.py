@@ -370,6 +370,8 @@ class Agent:
             )  # the lowest first, as people expect
         attempt.phase = CLOSING
         attempt.exited = event
+        if event.started_at is not None:
+            attempt.started_at = event.started_at  # the moment itself, not when we heard of it
         if event.never_ran:
             self._count_failure(event.reason or "could not be started")
         if attempt.doomed:

@@ -61,6 +61,7 @@ class Exited(NamedTuple):
     """No process of the attempt is left."""
 
     key: TaskKey
+    started_at: Optional[float]  # None: it never ran
     at: float
     exit_code: Optional[int]
     signal: Optional[int]

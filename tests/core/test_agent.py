@@ -86,7 +86,8 @@ class Driver:
     def exited(self, task: TaskKey, code: int | None = 0, **more: Any) -> list[Command]:
         found: dict[str, Any] = {"signal": None, "reason": None, "never_ran": False}
         found.update(more)
-        return self.say(Exited(task, WALL + 1, code, cpu=0.5, rss=1000, **found))
+        began = None if found["never_ran"] else WALL
+        return self.say(Exited(task, began, WALL + 1, code, cpu=0.5, rss=1000, **found))
 
     def finish(self, task: TaskKey, code: int | None = 0, **more: Any) -> list[Command]:
         commands = self.exited(task, code, **more)
@@ -593,7 +594,7 @@ class AgentWorker(sim.ModelWorker):
     def end(self, task: TaskKey, boots: int, signal: int | None) -> None:
         if self.up and boots == self.boots:
             code = None if signal else int(self.sim.random.random() < 0.15)
-            self.do(Exited(task, self.sim.now, code, signal, 0.1, 1, None, False))
+            self.do(Exited(task, None, self.sim.now, code, signal, 0.1, 1, None, False))
 
     def join(self) -> None:
         if self.up and not (self.link is not None and self.link.open):
