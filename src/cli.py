@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from . import __version__
+from .console import program, quiet_stdout
 from .core.errors import MicroclusterError, UsageError
 from .core.syntax import Indexes, parse_duration, parse_grid, parse_selector, parse_size
 
@@ -238,11 +240,6 @@ class Call(NamedTuple):
     rest: list[str]  # the script's arguments
 
 
-def program() -> str:
-    """The name that errors begin with."""
-    return os.path.basename(sys.argv[0]) or "client.py"
-
-
 def parser_of(name: str) -> argparse.ArgumentParser:
     """The parser of a verb's options."""
     verb = VERBS[name]
@@ -306,8 +303,6 @@ def parse(argv: list[str]) -> Call:
         sys.stdout.write(overview())
         raise SystemExit(0 if argv else EXIT_USAGE)
     if argv[0] == "--version":
-        from . import __version__
-
         sys.stdout.write(f"microcluster {__version__}\n")
         raise SystemExit(0)
     name = argv[0]
@@ -415,7 +410,7 @@ def main(argv: list[str] | None = None) -> int:
     except MicroclusterError as error:
         return _fail(error, EXIT_OURS)
     except BrokenPipeError:
-        return _quiet()
+        return quiet_stdout()
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except OSError as error:
@@ -427,12 +422,6 @@ def _fail(error: Any, code: int) -> int:
 
     sys.stderr.write(f"{program()}: {hold_text(str(error))}\n")
     return code
-
-
-def _quiet() -> int:
-    """Nobody reads our stdout: end as a program does that SIGPIPE kills, without a word."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 141
 
 
 def main_any(argv: list[str] | None = None) -> int:

@@ -119,9 +119,8 @@ class _Search:
                     self._data(below)
 
     def _file(self, path: str, package: str) -> None:
-        if path in self.found or (path == self.script):
-            if path != self.script or path in self.found:
-                return
+        if path in self.found:
+            return
         content = self._data(path)
         self._queue.append((content, package))
 

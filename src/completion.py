@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from .cli import COMMON, VERBS, program
+from .cli import COMMON, VERBS
+from .console import program
 from .core.errors import UsageError
 
 _BASH = """\

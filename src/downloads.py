@@ -9,10 +9,11 @@ import os
 import sys
 from typing import Any
 
+from .console import say
 from .core.errors import Refused, UsageError
 from .core.messages import check_manifest, hold_text
 from .core.syntax import from_wire
-from .follow import Connection, say
+from .follow import Connection
 from .render import Progress
 from .submission import PIECE
 

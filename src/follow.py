@@ -6,35 +6,17 @@ on at the byte where it was: a broken connection never passes for the end of a j
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from typing import Any
 
+from .console import say, write_all
 from .core.errors import LinkError
+from .core.jobs import SIGNALS
 from .link import Link
 
 POLL_S = 25.0
 RETRY_S = 300.0
-
-
-class Broken(Exception):
-    """Nobody reads our stdout any more."""
-
-
-def write_all(stream: Any, data: bytes) -> None:
-    """Bytes to a stream's descriptor, whatever it is; raises Broken when its reader has gone."""
-    fd = stream.fileno()
-    view = memoryview(data)
-    while view:
-        try:
-            view = view[os.write(fd, view) :]
-        except BlockingIOError:
-            import select
-
-            select.select([], [fd], [], 1.0)
-        except BrokenPipeError:
-            raise Broken from None
 
 
 class Connection:
@@ -159,14 +141,6 @@ class Printer:
                 )
 
 
-def say(text: str) -> None:
-    """A remark of ours on stderr."""
-    from .cli import program
-
-    sys.stderr.write(f"{program()}: {text}\n")
-    sys.stderr.flush()
-
-
 def exit_code(end: dict[str, Any]) -> int:
     """The exit code that stands for how a task ended."""
     if end["state"] == "cancelled":
@@ -182,8 +156,6 @@ def exit_code(end: dict[str, Any]) -> int:
 
 
 def _number(name: str) -> int:
-    from .core.jobs import SIGNALS
-
     for number, known in SIGNALS.items():
         if known == name:
             return number

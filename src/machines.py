@@ -124,7 +124,7 @@ def _worker(options: argparse.Namespace) -> int:
     settings = config.WorkerSettings(
         labels=options.label, pythons=dict(options.python), resources=dict(options.resource), **given
     )
-    return run_worker(settings)
+    return int(run_worker(settings))
 
 
 def _key(options: argparse.Namespace) -> int:

@@ -42,7 +42,7 @@ def read(source: bytes) -> Metadata | None:
 def _load(text: str) -> dict[str, Any]:
     if sys.version_info < (3, 11):
         return small_toml(text)
-    import tomllib
+    import tomllib  # type: ignore[import-not-found]  # 3.11; the type check speaks for 3.10
 
     try:
         return tomllib.loads(text)

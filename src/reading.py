@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .core import events
 from .core.jobs import RUNNING, TERMINAL, TaskRow
+from .core.views import exit_facts
 
 if TYPE_CHECKING:
     from .corethread import Request
@@ -136,8 +137,6 @@ class Reader:
         had: tuple[int, int, int],
     ) -> bool:  # fmt: skip
         """True when all of the task is in the answer."""
-        from .requests import exit_facts
-
         attempt = task.attempt if task is not None else 0
         out_at, err_at = had[1:] if had[0] == attempt else (0, 0)
         stored = self._desk.store.output(job, pos) if task is not None else (b"", b"")

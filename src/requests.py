@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from . import __version__
 from .core import events, messages, views
 from .core.errors import DiskFull, UsageError
-from .core.jobs import FAILED, TERMINAL, JobRow, TaskRow, spec_blobs
+from .core.jobs import TERMINAL, JobRow, TaskRow, spec_blobs
 from .core.saves import DropOutput
 from .core.syntax import Indexes, spec_indices
 from .metrics import Metrics
@@ -336,14 +336,13 @@ class Desk:
         self.answer(request, {"text": self.metrics.render(facts)})
 
     def _files(self, request: Request) -> None:
-        found: list[list[Any]] = []
         sel = request.header
         target = self.targets(sel["ids"])[0]
         row = self._row(target.job)
         _, indices = self.spec(target.job)
         lo, hi = (0, row.count - 1) if target.lo is None or target.hi is None else (target.lo, target.hi)
-        for task in self.store.tasks(target.job, max(lo, sel.get("from") or 0), hi, limit=2000):
-            found.append([task.pos, indices.at(task.pos), task.files, task.state])
+        rows = self.store.tasks(target.job, max(lo, sel.get("from") or 0), hi, limit=2000)
+        found = [[task.pos, indices.at(task.pos), task.files, task.state] for task in rows]
         more = found[-1][0] + 1 if len(found) == 2000 else None
         self.answer(request, {"tasks": found, "count": row.count, "more": more, "id": target.job})
 
@@ -374,18 +373,3 @@ class Desk:
                 "disk_full": self.core.full,
             },
         )
-
-
-def exit_facts(state: str, task: TaskRow | None, reason: str | None) -> dict[str, Any]:
-    """How a task ended, as `read` and `wait` tell it."""
-    if task is None or task.state not in TERMINAL:
-        return {
-            "state": state, "exit_code": None, "signal": None, "reason": reason, "timed_out": False, "dropped_bytes": 0,
-        }  # fmt: skip
-    return {
-        "state": task.state, "exit_code": task.exit_code, "signal": task.signal, "reason": task.reason or reason,
-        "timed_out": bool(task.timed_out), "dropped_bytes": task.dropped_bytes,
-    }  # fmt: skip
-
-
-__all__ = ["FAILED", "Desk", "NoSuch", "exit_facts"]

@@ -20,6 +20,7 @@ from . import faults
 from .core import events
 from .core.errors import DiskFull, StoreError
 from .core.jobs import FAILED, QUEUED, RUNNING, TERMINAL, JobRow, TaskRow, spec_blobs
+from .core.messages import check_manifest
 from .core.saves import (
     ClearOutput,
     ForgetJob,
@@ -369,8 +370,6 @@ class Store(events.History):
 
     def live_blobs(self) -> Iterable[str]:
         """Every content hash that a stored job or returned file names."""
-        from .core.messages import check_manifest
-
         manifests: set[str] = set()
         for (text,) in self.db.execute("SELECT spec FROM job"):
             spec = json.loads(text)

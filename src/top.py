@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Any
 
@@ -74,8 +75,6 @@ def main(link: Link) -> int:
         import curses
     except ImportError:
         raise UsageError("this Python has no curses: use `dashboard`, or `list` and `workers`") from None
-    import sys
-
     if not sys.stdout.isatty():
         raise UsageError("top needs a terminal: use `list --json` and `workers --json` in programs")
     try:

@@ -10,9 +10,10 @@ import time
 from typing import Any
 
 from .cli import EXIT_INTERRUPTED, EXIT_UNFINISHED, Call
+from .console import Broken, quiet_stdout, say
 from .core.errors import LinkError, UsageError
 from .core.syntax import parse_selector
-from .follow import Broken, Connection, Follower, Printer, exit_code, say
+from .follow import Connection, Follower, Printer, exit_code
 from .link import Link
 
 TERMINAL = ("succeeded", "failed", "cancelled")
@@ -151,14 +152,13 @@ def _show(
             printer.job = job
             follower = Follower(connection, job, first, last, view["count"] == 1 if live is None else live, wait)
             if progress.live and not as_json and view["count"] > 1:
-                follower.idle = lambda job=job: _progress(connection, progress, job)  # type: ignore[misc]
+                follower.idle = lambda job=job: _progress(connection, progress, job)
             if wait:
                 follower.run(printer)
             else:
                 unfinished += _finished_only(connection, follower, printer)
     except Broken:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        return quiet_stdout()
     finally:
         progress.clear()
     if as_json:
@@ -189,7 +189,7 @@ def _finished_only(connection: Connection, follower: Follower, printer: Any) -> 
     """Print what is finished; how many tasks are not."""
     if follower.run(printer):
         return 0
-    missing, at = 0, follower.pos
+    at = follower.pos
     first, last = follower.lo, follower.hi
     done = follower.pos - first
     while at is not None and at <= last:
@@ -200,8 +200,7 @@ def _finished_only(connection: Connection, follower: Follower, printer: Any) -> 
                 if single.run(printer):
                     done += 1
         at = answer["more"]
-    missing = last - first + 1 - done
-    return missing
+    return int(last - first + 1 - done)
 
 
 def _progress(connection: Connection, progress: Any, job: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from typing import Any
 
-from .jobs import CANCELLED, FAILED, QUEUED, RUNNING, SUCCEEDED, WAITING, JobRow, TaskRow, signal_name
+from .jobs import CANCELLED, FAILED, QUEUED, RUNNING, SUCCEEDED, TERMINAL, WAITING, JobRow, TaskRow, signal_name
 from .syntax import Indexes, from_wire, grid_at
 
 
@@ -144,3 +144,15 @@ def worker_view(raw: dict[str, Any]) -> dict[str, Any]:
         "cold_reasons": said.get("cold_reasons"),
         "failing": said.get("failing"),
     }
+
+
+def exit_facts(state: str, task: TaskRow | None, reason: str | None) -> dict[str, Any]:
+    """How a task ended, as `read` and `wait` tell it."""
+    if task is None or task.state not in TERMINAL:
+        return {
+            "state": state, "exit_code": None, "signal": None, "reason": reason, "timed_out": False, "dropped_bytes": 0,
+        }  # fmt: skip
+    return {
+        "state": task.state, "exit_code": task.exit_code, "signal": task.signal, "reason": task.reason or reason,
+        "timed_out": bool(task.timed_out), "dropped_bytes": task.dropped_bytes,
+    }  # fmt: skip
