@@ -77,6 +77,8 @@ def make(control_fd: int) -> Any:
         reaper=proctree.become_subreaper(),
         poll=select.poll(),
         zygote=None,
+        stuck=False,
+        checking=False,  # the attempt is our own
     )
     guard.poll.register(control_fd, select.POLLIN)
     guard.poll.register(wake_r, select.POLLIN)
@@ -122,14 +124,49 @@ def serve(guard: Any) -> Any:
     while True:
         message, fds = receive(guard)
         if message[0] == "run":
-            warm = run(guard, message[1], fds)
+            warm, *end = run(guard, message[1], fds)
             if warm is not None:
                 return warm
+            tell(guard, "exit", *end)
+            if guard.stuck:
+                os._exit(1)  # a new guard must not find these processes among its own
+        elif message[0] == "check":
+            warm, *answer = check(guard, message[1])
+            if warm is not None:
+                return warm
+            tell(guard, "checked", *answer)
         # stop and kill come here only when they crossed the exit of what they meant
 
 
-def run(guard: Any, request: dict[str, Any], fds: list[int]) -> Any:
-    """One attempt, from fork to the end of its last process. Returns in a warm child, else None."""
+def check(guard: Any, request: dict[str, Any]) -> tuple[Any, ...]:
+    """Run a script warm and cold: (None, same, what was different), or in a warm child (what it needs,)."""
+    seen: list[Any] = []
+    guard.checking = True
+    for cold in ("", "to compare"):
+        reading, writing = os.pipe()
+        fds = [os.open(os.devnull, os.O_RDONLY), writing, os.dup(writing)]
+        child, *told = run(guard, {**request, "cold": cold}, fds)
+        if child is not None:
+            os.close(reading)
+            return (child,)
+        notice, end = told
+        with open(reading, "rb") as file:
+            seen.append((file.read(), end[0], end[4]))
+        if not cold and not notice[2]:
+            return None, False, notice[3]
+    guard.checking = False
+    if seen[0] == seen[1]:
+        return None, True, ""
+    warm, cold = seen[0][0], seen[1][0]
+    at = next((at for at, (one, other) in enumerate(zip(warm, cold)) if one != other), min(len(warm), len(cold)))
+    return None, False, f"{warm[at : at + 80]!r} and {cold[at : at + 80]!r}"
+
+
+def run(guard: Any, request: dict[str, Any], fds: list[int]) -> tuple[Any, ...]:
+    """One attempt, from fork to the end of its last process: (None, how it started, how it ended).
+
+    In a child that is to run its script warm, (what it needs,).
+    """
     code, why = None, request["cold"]
     if not why:
         code, why = guard.zygote.prepare(guard, request)
@@ -143,26 +180,21 @@ def run(guard: Any, request: dict[str, Any], fds: list[int]) -> Any:
     except OSError as error:
         failure = f"cannot start a process: {error.strerror}"
     if job.pid == 0 and failure is None:
-        return child(guard, request, fds, code)
+        return (become(guard, request, fds, code),)
     for fd in fds:
         os.close(fd)
-    stuck = False
+    job.notice = ("started", job.pid, *job.notice[2:])
     if failure is None:
-        job.notice = ("started", job.pid, *job.notice[2:])
         watch(guard, job)
-        stuck = not end_tree(guard, job)
+        guard.stuck = not end_tree(guard, job)
         if job.status == FAILED << 8:
             failure = os.pread(guard.failure, 4096, 0).decode("utf-8", "replace") or None
             os.ftruncate(guard.failure, 0)
-    stale = stuck or (guard.zygote is not None and guard.zygote.stale)
-    end = (job.status, job.cpu, job.rss, job.over_limit, failure, time.time(), stale)
-    tell(guard, "exit", job.notice, end)
-    if stuck:
-        os._exit(1)  # a new guard must not find these processes among its own
-    return None
+    stale = guard.zygote is not None and guard.zygote.stale
+    return None, job.notice, (job.status, job.cpu, job.rss, job.over_limit, failure, time.time(), stale)
 
 
-def child(guard: Any, request: dict[str, Any], fds: list[int], code: Any) -> Any:
+def become(guard: Any, request: dict[str, Any], fds: list[int], code: Any) -> Any:
     """In the fork: become the script. Returns if it is to run warm."""
     try:
         os.setsid()
@@ -221,8 +253,9 @@ def watch(guard: Any, job: Any) -> None:
         if now >= job.kill_at or (job.status is not None and not (job.stopping and left)):
             return
         if now >= notice_at:
-            tell(guard, *job.notice)
-            notice_at, job.notice = NEVER, None
+            if not guard.checking:
+                tell(guard, *job.notice)
+            notice_at = NEVER
         if now >= look_at:
             used = proctree.memory(proctree.descendants(), job.limit)
             if used > job.limit:
