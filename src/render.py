@@ -33,13 +33,19 @@ def width_of(stream: Any) -> int:
         return 80
 
 
-def table(rows: list[list[str]], head: list[str], right: frozenset[int], stretch: int, stream: Any) -> str:
-    """Aligned columns; column `stretch` is cut (..) so that lines fit. Cells are escaped here."""
+def table(
+    rows: list[list[str]], head: list[str], right: frozenset[int], stretch: tuple[tuple[int, int], ...], stream: Any
+) -> str:
+    """Aligned columns. So that lines fit, columns of `stretch` are cut (..), in this order, down to their least width.
+    Cells are escaped here."""
     cells = [[hold_text(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in [head, *cells]) for i in range(len(head))]
     over = sum(widths) + 2 * (len(widths) - 1) - width_of(stream)
-    if over > 0:
-        widths[stretch] = max(8, widths[stretch] - over)
+    for column, least in stretch:
+        if over > 0:
+            cut = min(over, max(0, widths[column] - least))
+            widths[column] -= cut
+            over -= cut
     colour = coloured(stream)
     lines = ["  ".join(_cell(text, widths[i], i in right) for i, text in enumerate(head)).rstrip()]
     for row in cells:
@@ -111,12 +117,7 @@ def jobs(views: list[dict[str, Any]], stream: Any) -> str:
         for v in views
     ]
     head = ["ID", "STATE", "NAME", "USER", "AGE", "TOOK", "DETAIL"]
-    stretch = 6
-    longest = max([len(row[2]) for row in rows], default=4)
-    if longest > 24:
-        for row in rows:
-            row[2] = row[2] if len(row[2]) <= 24 else row[2][:22] + ".."
-    return table(rows, head, frozenset((0, 4, 5)), stretch, stream)
+    return table(rows, head, frozenset((0, 4, 5)), ((6, 22), (2, 12), (6, 8)), stream)
 
 
 def workers(views: list[dict[str, Any]], stream: Any) -> str:
@@ -128,7 +129,13 @@ def workers(views: list[dict[str, Any]], stream: Any) -> str:
         more = " ".join(part for part in (running, *labels, v.get("failing") or "") if part)
         slots = f"{v['slots_used']}/{v['slots']}"
         rows.append([v["name"], v["state"], slots, str(v["address"] or ""), str(v.get("python") or ""), more])
-    return table(rows, ["NAME", "STATE", "SLOTS", "ADDRESS", "PYTHON", "RUNNING, LABELS"], frozenset((2,)), 5, stream)
+    return table(
+        rows,
+        ["NAME", "STATE", "SLOTS", "ADDRESS", "PYTHON", "RUNNING, LABELS"],
+        frozenset((2,)),
+        ((5, 8), (0, 12)),
+        stream,
+    )
 
 
 _FIELDS = (
