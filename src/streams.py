@@ -180,7 +180,8 @@ class Streams:
         return not self._connected or stream.size - stream.got < WINDOW_BYTES
 
     def _ready(self, output: Output, stream: Stream) -> None:
-        if self._read(output, stream):
+        # One turn of the loop may bring the end of an attempt and, after it, readiness of a pipe closed thereby.
+        if stream.watched and self._read(output, stream):
             self._news(output, stream)
 
     def _read(self, output: Output, stream: Stream) -> bool:
