@@ -14,7 +14,7 @@ from .core.syntax import from_wire, grid_at, grid_variable, spec_indices
 
 # What must not reach a job: our keys, and what is by its name somebody's secret. Who needs one passes it with --env.
 SECRET = re.compile(
-    r"^MICROCLUSTER_KEY|^SSH_AUTH_SOCK$|(^|_)(SECRET|SECRETS|TOKEN|PASSWORD|PASSWD|CREDENTIALS?"
+    r"^MICROCLUSTER_(KEY|HOME$|MANAGER$)|^SSH_AUTH_SOCK$|(^|_)(SECRET|SECRETS|TOKEN|PASSWORD|PASSWD|CREDENTIALS?"
     r"|API_?KEY|ACCESS_KEY|SECRET_KEY|PRIVATE_KEY)(_|$)",
     re.IGNORECASE,
 )

@@ -77,7 +77,9 @@ def read_key_file(path: str) -> str:
     try:
         fd = os.open(path, flags)
     except FileNotFoundError:
-        raise KeyProblem(f"no key: {path} is not there; copy cluster.key from the manager's machine to it") from None
+        raise KeyProblem(
+            f"no key: {path} is not there; copy cluster.key from the manager's machine to it (or use --insecure if the manager does)"
+        ) from None
     except OSError as error:
         if os.path.islink(path):
             raise KeyProblem(f"{path} is a link: a key file must be the file itself") from None

@@ -41,7 +41,7 @@ class Case(unittest.TestCase):
     maxDiff = 4000
 
     def run(self, result: Optional[unittest.TestResult] = None) -> Optional[unittest.TestResult]:
-        temp = tempfile.mkdtemp(prefix="microcluster-test-")
+        temp = tempfile.mkdtemp(prefix="mct-")
         saved = {name: os.environ.get(name) for name in ("TMPDIR", MARK)}
         saved_tempdir = tempfile.tempdir
         mark = f"{os.getpid()}-{next(_numbers)}"

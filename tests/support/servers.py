@@ -152,7 +152,7 @@ class Manager(Program):
     """A manager with a folder of its own; `restart` keeps the data, the key and the port."""
 
     def __init__(self, options: tuple[str, ...], python: str, host: str) -> None:
-        folder = Path(tempfile.mkdtemp(prefix="microcluster-cluster-"))
+        folder = Path(tempfile.mkdtemp(prefix="c-"))
         (folder / "home").mkdir(mode=0o700)
         (folder / "user").mkdir(mode=0o700)
         (folder / "work").mkdir()
