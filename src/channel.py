@@ -8,6 +8,7 @@ has one thread; link.py holds a lock): an OpenSSL object is not made for that, a
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -94,6 +95,8 @@ class Channel:
             return found
         except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
             if not found:
+                with contextlib.suppress(ssl.SSLError):
+                    self._tls.unwrap()  # answers the other side's farewell
                 self._ended()
             return found
         except ssl.SSLError as error:

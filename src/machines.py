@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from typing import Any
 
 from . import __version__, config, keys, log
@@ -15,6 +16,7 @@ from .core.errors import KeyProblem, MicroclusterError, UsageError
 
 EXIT_USAGE, EXIT_KEY, EXIT_OTHER = 2, 77, 1
 VERBS = ("manager", "worker", "local", "key")
+_LIFELINE = "MICROCLUSTER_LIFELINE"  # the descriptor through which a child of `local` notices its end
 
 _EPILOG = {
     "manager": "example:\n  python3 run.py manager 0.0.0.0 5000",
@@ -101,6 +103,7 @@ def _say(error: Any, code: int) -> int:
 
 
 def _manager(options: argparse.Namespace) -> int:
+    _follow_parent()
     from .manager import run_manager
 
     return run_manager(_manager_settings(options))
@@ -112,6 +115,7 @@ def _manager_settings(options: argparse.Namespace) -> config.ManagerSettings:
 
 
 def _worker(options: argparse.Namespace) -> int:
+    _follow_parent()
     from .worker import run_worker
 
     names = (
@@ -164,12 +168,12 @@ def _local(options: argparse.Namespace) -> int:
     manager_words += ["--data", options.data] if options.data else []
     manager_words += ["--keep", str(options.keep)] if options.keep is not None else []
     children: list[subprocess.Popen[str]] = []
+    lifeline, ours = os.pipe()  # children read the one; that the other closes is what they notice
     signal.signal(signal.SIGTERM, lambda *_: _interrupt())
     try:
         words = _command("manager", options.host, str(options.port), *manager_words, *more, *quiet)
-        children.append(_child(words, stdout=subprocess.PIPE))
-        assert children[0].stdout is not None
-        line = children[0].stdout.readline()
+        children.append(_child(words, lifeline))
+        line = _first_line(children[0])
         found = re.search(r":(\d+)\s*$", line)
         if found is None:
             return children[0].wait() or EXIT_OTHER
@@ -178,7 +182,9 @@ def _local(options: argparse.Namespace) -> int:
         for n in range(1, options.workers + 1):
             where = os.path.join(data + "-workers" if options.data else config.data_dir("worker_scripts"), f"local-{n}")
             words = _command("worker", host, port, "--name", f"local-{n}", "--data", where, *more, *quiet)
-            children.append(_child(words, stdout=subprocess.DEVNULL))
+            children.append(_child(words, lifeline))
+        for worker in children[1:]:
+            _first_line(worker)
         sys.stdout.write(line)
         sys.stdout.flush()
         _tell(host, port)
@@ -187,10 +193,39 @@ def _local(options: argparse.Namespace) -> int:
         return 0
     finally:
         _end(children)
+        os.close(ours)
+        os.close(lifeline)
 
 
-def _child(words: list[str], stdout: int) -> subprocess.Popen[str]:
-    return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=stdout, text=True, start_new_session=True)
+def _child(words: list[str], lifeline: int) -> subprocess.Popen[str]:
+    environ = {**os.environ, _LIFELINE: str(lifeline)}
+    return subprocess.Popen(
+        words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True,
+        pass_fds=(lifeline,) if os.name == "posix" else (), env=environ,
+    )  # fmt: skip
+
+
+def _follow_parent() -> None:
+    """Of a child of `local`: end when it ends, however that happens (its end of the pipe closes)."""
+    fd = os.environ.pop(_LIFELINE, "")
+    if not fd.isdecimal() or os.name != "posix":
+        return
+    os.set_inheritable(int(fd), False)
+
+    def watch() -> None:
+        os.read(int(fd), 1)
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="lifeline", daemon=True).start()
+
+
+def _first_line(child: subprocess.Popen[str]) -> str:
+    """A child's ready line; what it prints later is read and thrown away."""
+    assert child.stdout is not None
+    line = child.stdout.readline()
+    threading.Thread(target=child.stdout.read, name="drain", daemon=True).start()
+    return line
 
 
 def _interrupt() -> None:
