@@ -153,12 +153,12 @@ class TestClients(ClusterCase):
     def test_follow_streams_while_the_script_runs(self) -> None:
         script = write_script(self.manager, "gated.py", GATED)
         job = submit(self.manager, script, str(self.signs))
-        follower = enter(self, background_client(self.manager, "result", "--follow", job))
+        follower = enter(self, background_client(self.manager, "result", "--connect-timeout", "60", "--follow", job))
         wait_until(lambda: "before 999\n" in follower.out, 60, "the first half", follower.logs)
         self.assertNotIn("after", follower.out)
         self.assertTrue(follower.alive())
         self.open_gate()
-        self.assertEqual(follower.wait(), 0)
+        self.assertEqual(follower.wait(), 0, follower.err)
         self.assertEqual(follower.out, GATED_OUTPUT)
 
 
@@ -193,7 +193,7 @@ class TestRestarts(ClusterCase):
         worker = enter(self, running_worker(self.manager))
         script = write_script(self.manager, "gated.py", GATED)
         job = submit(self.manager, script, str(self.signs))
-        follower = enter(self, background_client(self.manager, "result", "--follow", job))
+        follower = enter(self, background_client(self.manager, "result", "--connect-timeout", "60", "--follow", job))
         pid = self.wait_started()
         self.manager.kill()
         self.assertTrue(alive(pid), "the script runs on")
@@ -203,7 +203,7 @@ class TestRestarts(ClusterCase):
         self.assertEqual(client(self.manager, "wait", job).returncode, 0)
         self.assertEqual(status(self.manager, job)["attempt"], 1, "adopted, not started again")
         self.assertEqual(client(self.manager, "result", job).stdout, GATED_OUTPUT)
-        self.assertEqual(follower.wait(), 0)
+        self.assertEqual(follower.wait(), 0, follower.err)
         self.assertEqual(follower.out, GATED_OUTPUT, "the follower went on where it was")
 
     def test_a_script_that_ends_while_the_manager_is_away_is_reported_later(self) -> None:

@@ -35,9 +35,9 @@ def sessions(text: str) -> list[tuple[str, str]]:
 @linux_only
 class TestReadme(Case):
     def setUp(self) -> None:
-        self.folder = Path(tempfile.mkdtemp())
+        self.folder = Path(tempfile.mkdtemp(prefix="r"))
         self.addCleanup(shutil.rmtree, self.folder)
-        self.tree = self.folder / "microcluster"
+        self.tree = self.folder / "m"  # short: temporary files of jobs lie below it then, and go with it
         shutil.copytree(ROOT, self.tree, ignore=shutil.ignore_patterns(*LEFT_OUT))
         (self.folder / "user").mkdir()
         self.environ = clean_environ(self.folder)
