@@ -17,14 +17,20 @@ DEFAULT_PORT = 5000
 
 
 class Setting(NamedTuple):
-    """One setting. `repeat`: may be given several times. `parse` None: a switch."""
+    """One setting. parse None: a switch. many: may be given several times, a list. `dest`: its name where it is used,
+    if that is not the flag's."""
 
     flag: str
     parse: Callable[[str], Any] | None
     default: Any
     metavar: str
     help: str
-    repeat: bool = False
+    many: bool = False
+    dest: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.dest or self.flag[2:].replace("-", "_")
 
 
 def _at_least(least: int) -> Callable[[str], int]:
@@ -94,13 +100,13 @@ MANAGER = (
 WORKER = (
     Setting("--slots", _at_least(1), None, "N", "tasks at a time (default: the CPUs that this process may use)"),
     Setting("--name", _word, None, "NAME", "shown in lists (default: the host name)"),
-    Setting("--label", _label, (), "LABEL", "what --on can ask for (repeatable)", True),
+    Setting("--label", _label, (), "LABEL", "what --on can ask for (repeatable)", True, "labels"),
     Setting("--gpus", _at_least(0), None, "N", "GPUs to offer (default: those that nvidia-smi -L lists)"),
     Setting("--memory", parse_size, None, "SIZE", "memory to offer (default: the machine's)"),
     Setting("--data", str, None, "DIR", "where scripts and files are kept (default: worker_scripts/)"),
     Setting("--idle-exit", parse_duration, None, "DURATION", "leave when nothing ran for so long"),
-    Setting("--python", _python, (), "NAME=PATH", "offer an interpreter (repeatable)", True),
-    Setting("--resource", _resource, (), "NAME=N", "offer N of something countable (repeatable)", True),
+    Setting("--python", _python, (), "NAME=PATH", "offer an interpreter (repeatable)", True, "pythons"),
+    Setting("--resource", _resource, (), "NAME=N", "offer N of something countable (repeatable)", True, "resources"),
     Setting("--preload", str, (), "MODULE", "import MODULE ahead for every script (repeatable)", True),
     Setting("--cold", None, False, "", "start a new interpreter for each script"),
     Setting("--drain-timeout", parse_duration, None, "DURATION", "on SIGTERM, wait so long for running tasks"),
@@ -127,15 +133,18 @@ def add_to(parser: argparse.ArgumentParser, table: tuple[Setting, ...]) -> None:
     """The flags of a table."""
     for item in table:
         if item.parse is None:
-            parser.add_argument(item.flag, action="store_true", help=item.help)
-        elif item.repeat:
-            parser.add_argument(
-                item.flag, type=argument(item.parse), action="append", default=[], metavar=item.metavar, help=item.help
-            )
-        else:
-            parser.add_argument(
-                item.flag, type=argument(item.parse), default=item.default, metavar=item.metavar, help=item.help
-            )
+            parser.add_argument(item.flag, dest=item.name, action="store_true", help=item.help)
+            continue
+        more: dict[str, Any] = {"action": "append"} if item.many else {}
+        parser.add_argument(
+            item.flag,
+            dest=item.name,
+            type=argument(item.parse),
+            default=[] if item.many else item.default,
+            metavar=item.metavar,
+            help=item.help,
+            **more,
+        )
 
 
 def insecure_environ() -> bool:
@@ -143,32 +152,47 @@ def insecure_environ() -> bool:
     return os.environ.get("MICROCLUSTER_INSECURE", "") not in ("", "0")
 
 
-class ManagerSettings(SimpleNamespace):
-    """host, port, data, lost_after, crash_limit, keep, insecure, key_home (None: the user's)."""
+class _Settings(SimpleNamespace):
+    """Every setting of a table by name, with host, port and insecure; what is not given is at its default. Raises
+    UsageError for a name that there is not."""
+
+    _table: tuple[Setting, ...] = ()
+    _data = ""
+    _more: dict[str, Any] = {}
 
     def __init__(self, **given: Any) -> None:
-        values: dict[str, Any] = {
-            "host": DEFAULT_HOST, "port": DEFAULT_PORT, "data": None, "lost_after": 60.0, "crash_limit": 3, "keep": None,
-            "insecure": False, "key_home": None,
-        }  # fmt: skip
+        values: dict[str, Any] = {"host": DEFAULT_HOST, "port": DEFAULT_PORT, "insecure": False, **self._more}
+        values.update((item.name, [] if item.many else item.default) for item in self._table)
+        unknown = sorted(set(given) - set(values))
+        if unknown:
+            raise UsageError(f"there is no setting {unknown[0]}")
         values.update(given)
-        values["data"] = values["data"] or data_dir("manager_scripts")
+        values["data"] = values["data"] or data_dir(self._data)
         super().__init__(**values)
 
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> Any:
+        """From parsed flags."""
+        names = ["host", "port", "insecure", *(item.name for item in cls._table)]
+        return cls(**{name: getattr(options, name) for name in names})
 
-class WorkerSettings(SimpleNamespace):
-    """host, port, slots, name, labels, gpus, memory, data, idle_exit, pythons, resources, preload, cold, drain_timeout,
-    connect_timeout, key_file, insecure."""
+
+class ManagerSettings(_Settings):
+    """Of MANAGER, and key_home: the folder of the keys (None: the user's)."""
+
+    _table, _data = MANAGER, "manager_scripts"
+    _more = {"key_home": None}
+
+
+class WorkerSettings(_Settings):
+    """Of WORKER; pythons and resources are mappings."""
+
+    _table, _data = WORKER, "worker_scripts"
 
     def __init__(self, **given: Any) -> None:
-        values: dict[str, Any] = {
-            "host": DEFAULT_HOST, "port": DEFAULT_PORT, "slots": None, "name": None, "labels": [], "gpus": None,
-            "memory": None, "data": None, "idle_exit": None, "pythons": {}, "resources": {}, "preload": [],
-            "cold": False, "drain_timeout": None, "connect_timeout": None, "key_file": None, "insecure": False,
-        }  # fmt: skip
-        values.update(given)
-        values["data"] = values["data"] or data_dir("worker_scripts")
-        super().__init__(**values)
+        for name in ("pythons", "resources"):
+            given[name] = dict(given.get(name) or ())
+        super().__init__(**given)
 
 
 def python_executable() -> str:

@@ -61,8 +61,8 @@ def parser() -> argparse.ArgumentParser:
             )
             continue
         one.add_argument("host", nargs="?", default=config.DEFAULT_HOST, metavar="HOST", help="default: localhost")
-        one.add_argument("port", nargs="?", type=config.argument(parse_port), default=config.DEFAULT_PORT, metavar="PORT",
-                         help="default: 5000; 0 picks a free one")  # fmt: skip
+        kind, text = config.argument(parse_port), "default: 5000; 0 picks a free one"
+        one.add_argument("port", nargs="?", type=kind, default=config.DEFAULT_PORT, metavar="PORT", help=text)
         config.add_to(one, (*tables[verb], *config.COMMON))
         one.add_argument("-v", "--verbose", action="count", default=0, help="log more")
         one.add_argument("-q", "--quiet", action="count", default=0, help="log less")
@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyProblem as error:
         return _say(error, EXIT_KEY)
     except UsageError as error:
-        return _say(error, EXIT_USAGE if error.code == "usage" and "cannot listen" not in str(error) else EXIT_OTHER)
+        return _say(error, EXIT_USAGE)
     except MicroclusterError as error:
         return _say(error, EXIT_OTHER)
     except OSError as error:
@@ -106,29 +106,16 @@ def _manager(options: argparse.Namespace) -> int:
     _follow_parent()
     from .manager import run_manager
 
-    return run_manager(_manager_settings(options))
-
-
-def _manager_settings(options: argparse.Namespace) -> config.ManagerSettings:
-    names = ("host", "port", "data", "lost_after", "crash_limit", "keep", "insecure")
-    return config.ManagerSettings(**{name: getattr(options, name) for name in names})
+    return run_manager(config.ManagerSettings.of(options))
 
 
 def _worker(options: argparse.Namespace) -> int:
     _follow_parent()
     from .worker import run_worker
 
-    names = (
-        "host", "port", "slots", "name", "gpus", "memory", "data", "idle_exit", "preload", "cold", "drain_timeout",
-        "connect_timeout", "key_file", "insecure",
-    )  # fmt: skip
     if options.port == 0:
         raise UsageError("the manager's port cannot be 0")
-    given = {name: getattr(options, name) for name in names}
-    settings = config.WorkerSettings(
-        labels=options.label, pythons=dict(options.python), resources=dict(options.resource), **given
-    )
-    return int(run_worker(settings))
+    return run_worker(config.WorkerSettings.of(options))
 
 
 def _key(options: argparse.Namespace) -> int:
@@ -151,7 +138,7 @@ def _key(options: argparse.Namespace) -> int:
     return 0
 
 
-# -- local ----------------------------------------------------------------------------------------------------------------
+# -- local -------------------------------------------------------------------------------------------------------------
 
 
 def _command(*words: str) -> list[str]:
@@ -237,7 +224,7 @@ def _tell(host: str, port: str) -> None:
     sys.stderr.write(
         f"\nTry, in another terminal (Ctrl-C here ends all):\n\n"
         f"    {client} run {host} {port} test_scripts/hello_world.py Alice\n"
-        f"    {client} submit {host} {port} --array 0-99 test_scripts/array_member.py\n"
+        f"    {client} submit {host} {port} --array 0-99 test_scripts/my_share.py\n"
         f"    {client} list {host} {port}\n"
         f"    {client} workers {host} {port}\n\n"
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 from .core.events import Note
 from .core.jobs import QUEUED, RUNNING, TERMINAL
+from .core.live import Job
 
 BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 3600, 21600)
 
@@ -37,26 +38,30 @@ class Metrics:
     def __init__(self) -> None:
         self.started = time.time()
         self.run = Histogram()
+        self.queue = Histogram()
         self.by_state: dict[str, int] = dict.fromkeys(sorted(TERMINAL), 0)
         self.reruns = 0
         self._began: dict[tuple[int, int], float] = {}
 
-    def count(self, notes: list[Note]) -> None:
-        """After each batch."""
-        now = time.monotonic()
-        for note in notes:
-            if note.pos is None:
+    def count(self, notes: list[Note], jobs: dict[int, Job]) -> None:
+        """After each batch; `jobs`: those that are not finished."""
+        now, wall = time.monotonic(), time.time()
+        for job_id, pos, state, attempt in notes:
+            if pos is None:
                 continue
-            key = (note.job, note.pos)
-            if note.state == RUNNING:
-                self._began.setdefault(key, now)
+            if state == RUNNING:
+                if (job_id, pos) not in self._began:
+                    self._began[job_id, pos] = now
+                    job = jobs.get(job_id)
+                    if attempt == 1 and job is not None and not job.after:
+                        self.queue.add(max(0.0, wall - job.submitted_at))
                 continue
-            began = self._began.pop(key, None)
-            if note.state in TERMINAL:
-                self.by_state[note.state] += 1
+            began = self._began.pop((job_id, pos), None)
+            if state in TERMINAL:
+                self.by_state[state] += 1
                 if began is not None:
                     self.run.add(now - began)
-            elif note.state == QUEUED:
+            elif state == QUEUED:
                 self.reruns += 1
 
     def render(self, facts: dict[str, Any]) -> str:
@@ -86,5 +91,10 @@ class Metrics:
         add("commits_total", "counter", "Transactions since the start.", [("", facts["commits"])])
         add("database_bytes", "gauge", "Size of the database.", [("", facts["database_bytes"])])
         add("output_bytes", "gauge", "Output kept in files.", [("", facts["output_bytes"])])
+        add("free_bytes", "gauge", "Room on the disk of the data.", [("", facts["free_bytes"])])
+        add("disk_full", "gauge", "1 while the manager waits for room.", [("", facts["full"])])
+        lines += self.queue.lines(
+            "microcluster_queue_seconds", "From the submission of a task to its first assignment."
+        )
         lines += self.run.lines("microcluster_run_seconds", "From the assignment of a task to its end.")
         return "\n".join(lines) + "\n"

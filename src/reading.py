@@ -13,19 +13,22 @@ from .core.jobs import RUNNING, TERMINAL, TaskRow
 from .core.views import exit_facts
 
 if TYPE_CHECKING:
-    from .corethread import Request
+    from .corethread import Request, Timer
     from .requests import Desk
 
 ANSWER_MAX = 512 * 1024  # bytes of output in one answer
 TASKS_MAX = 500  # tasks in one answer
+HEADER_MAX = 120_000  # bytes of what is said about them, roughly; one reason more still fits into a frame
 
 
 class _Poll:
-    __slots__ = ("done", "key", "request")
+    """A read that waits."""
 
-    def __init__(self, request: Request, key: tuple[int, int]) -> None:
-        self.request, self.key = request, key
-        self.done = False
+    __slots__ = ("request", "timer")
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.timer: Timer | None = None
 
 
 class _Answer:
@@ -35,6 +38,10 @@ class _Answer:
         self.segments: list[dict[str, Any]] = []
         self.parts: list[bytes] = []
         self.room = ANSWER_MAX
+        self.header_bytes = 0
+
+    def full(self) -> bool:
+        return self.room <= 0 or len(self.segments) >= TASKS_MAX or self.header_bytes >= HEADER_MAX
 
     def take(self, data: bytes) -> None:
         self.parts.append(data)
@@ -42,61 +49,84 @@ class _Answer:
 
 
 class Reader:
-    """Answers reads, and holds the ones that wait."""
+    """Answers reads, and holds the ones that wait, by job and position."""
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
-        self._polls: dict[tuple[int, int], set[_Poll]] = {}
-        self._grown: set[tuple[int, int]] = set()
+        self._polls: dict[int, dict[int, dict[_Poll, None]]] = {}
+        self._of: dict[Any, dict[_Poll, None]] = {}  # by connection
+        self._grown: dict[tuple[int, int], None] = {}
 
     def take(self, request: Request) -> None:
-        if not self._try(request):
-            wait = request.header["wait"]
-            if wait <= 0:
-                self._desk.answer(request, {"tasks": [], "next": request.header["pos"], "done": False})
-                return
-            poll = _Poll(request, (request.header["job"], request.header["pos"]))
-            self._polls.setdefault(poll.key, set()).add(poll)
-            self._desk.core.call_later(wait, lambda: self._give_up(poll))
+        if self._try(request):
+            return
+        header = request.header
+        if header["wait"] <= 0:
+            self._nothing(request)
+            return
+        poll = _Poll(request)
+        self._polls.setdefault(header["job"], {}).setdefault(header["pos"], {})[poll] = None
+        self._of.setdefault(request.conn, {})[poll] = None
+        poll.timer = self._desk.core.call_later(header["wait"], lambda: self._give_up(poll))
 
     def grew(self, tasks: list[tuple[int, int]]) -> None:
         """Output arrived; looked at after this batch's commit."""
-        self._grown.update(key for key in tasks if key in self._polls)
+        for job, pos in tasks:
+            if any(poll.request.header["live"] for poll in self._polls.get(job, {}).get(pos, ())):
+                self._grown[job, pos] = None
 
     def wake(self, notes: list[events.Note]) -> None:
         """Tasks that started or ended, and what grew."""
         if not self._polls:
-            self._grown.clear()
             return
-        changed = self._grown
-        self._grown = set()
+        changed, self._grown = self._grown, {}
         for note in notes:
-            if note.pos is not None:
-                changed.add((note.job, note.pos))
-            elif note.state in TERMINAL:
-                changed.update(key for key in self._polls if key[0] == note.job)
-        for key in changed:
-            for poll in list(self._polls.get(key, ())):
-                if self._try(poll.request):
-                    self._forget(poll)
+            waiting = self._polls.get(note.job)
+            if waiting is None:
+                continue
+            if note.pos in waiting:
+                changed[note.job, note.pos] = None
+            elif note.pos is None and note.state in TERMINAL:
+                changed.update(((note.job, pos), None) for pos in waiting)
+        for job, pos in changed:
+            self._look(job, pos)
+
+    def look_again(self, job: int) -> None:
+        """Many of its tasks may have ended without a note for each."""
+        for pos in list(self._polls.get(job, ())):
+            self._look(job, pos)
+
+    def _look(self, job: int, pos: int) -> None:
+        for poll in list(self._polls.get(job, {}).get(pos, ())):
+            if self._try(poll.request):
+                self._forget(poll)
 
     def gone(self, conn: Any) -> None:
-        for poll in [poll for polls in self._polls.values() for poll in polls if poll.request.conn is conn]:
+        for poll in list(self._of.get(conn, ())):
             self._forget(poll)
 
     def _forget(self, poll: _Poll) -> None:
-        poll.done = True
-        polls = self._polls.get(poll.key)
-        if polls is not None:
-            polls.discard(poll)
-            if not polls:
-                del self._polls[poll.key]
+        header = poll.request.header
+        places = self._polls.get(header["job"], {})
+        polls = places.get(header["pos"], {})
+        polls.pop(poll, None)
+        if not polls:
+            places.pop(header["pos"], None)
+            if not places:
+                self._polls.pop(header["job"], None)
+        mine = self._of.get(poll.request.conn, {})
+        mine.pop(poll, None)
+        if not mine:
+            self._of.pop(poll.request.conn, None)
+        if poll.timer is not None:
+            poll.timer.cancel()
 
     def _give_up(self, poll: _Poll) -> None:
-        if not poll.done:
-            self._forget(poll)
-            header = {"tasks": [], "next": poll.request.header["pos"], "done": False}
-            self._desk.answer(poll.request, header)
+        self._forget(poll)
+        self._nothing(poll.request)
+
+    def _nothing(self, request: Request) -> None:
+        self._desk.answer(request, {"tasks": [], "next": request.header["pos"], "done": False})
 
     # -- one answer ----------------------------------------------------------------------------------------------------
 
@@ -114,7 +144,7 @@ class Reader:
         _, indices = desk.spec(job)
         answer = _Answer()
         rows = {task.pos: task for task in desk.store.tasks(job, pos, min(hi, pos + TASKS_MAX - 1))}
-        while pos <= hi and answer.room > 0 and len(answer.segments) < TASKS_MAX:
+        while pos <= hi and not answer.full():
             task = rows.get(pos)
             state = task.state if task is not None else desk.cluster.state_of(job, pos)
             if state in TERMINAL:
@@ -152,7 +182,9 @@ class Reader:
             whole = out_at + len(out) >= sizes[0] and err_at + len(err) >= sizes[1]
         self._segment(answer, pos, index, attempt, state, (out_at, out), (err_at, err))
         if whole:
-            answer.segments[-1]["end"] = exit_facts(state, task, why if state == "cancelled" else None)
+            end = exit_facts(state, task, why if state == "cancelled" else None)
+            answer.segments[-1]["end"] = end
+            answer.header_bytes += 150 + 4 * len(end["reason"] or "")
         return whole
 
     def _running(self, answer: _Answer, task: TaskRow, index: int, had: tuple[int, int, int]) -> None:
@@ -179,5 +211,6 @@ class Reader:
                 "end": None,
             }
         )
+        answer.header_bytes += 150
         answer.take(out[1])
         answer.take(err[1])

@@ -1,21 +1,22 @@
-"""The desk: what clients ask, answered in the core thread. Changes go through the brain; the rest reads the store after
-the batch's commit, so that nobody is told what is not on disk.
+"""The desk: what clients ask, in the core thread. Changes become events for the brain; who only looks is answered after
+the batch's commit (looking.py, reading.py, waiting.py), so that nobody is told what is not on disk.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import sqlite3
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from . import __version__
-from .core import events, messages, views
-from .core.errors import DiskFull, UsageError
-from .core.jobs import TERMINAL, JobRow, TaskRow, spec_blobs
+from .core import events, framing, messages
+from .core.errors import StoreError, UsageError
+from .core.jobs import JobRow, spec_blobs
 from .core.saves import DropOutput
 from .core.syntax import Indexes, spec_indices
+from .looking import Looks
 from .metrics import Metrics
 from .reading import Reader
 from .waiting import Waits
@@ -25,8 +26,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LIST_MAX = 100_000  # jobs in one answer of `list --all`; a page of an answer is at most a frame
-SPECS_KEPT = 500
+SPECS_KEPT = 500  # parsed ones
+SPEC_MAX = 32 << 20  # bytes of a description that comes as content
+MANIFEST_MAX = 256 << 20  # bytes of a list of files
+WHOLE_KEPT = 10_000  # lists of files that are known to be here with all their files
+RANGE_MAX = 10_000  # jobs in one selector 7-9
+TARGETS_MAX = 20_000  # of one request
+TEXTS_MAX = 5000  # ids in one answer
 
 
 class NoSuch(UsageError):
@@ -47,49 +53,54 @@ class Desk:
         self.reader = Reader(self)
         self._later: list[tuple[Request, Callable[[Request], None]]] = []  # after the commit
         self._specs: dict[int, tuple[dict[str, Any], Indexes]] = {}
-        self._changes = {
+        self._whole: set[str] = set()
+        self._changes: dict[str, Callable[[Request], events.Event | None]] = {
             "submit": self._submit, "cancel": self._cancel, "retry": self._retry, "drain": self._drain,
             "resume": self._drain,
         }  # fmt: skip
-        self._looks = {
-            "status": self._status, "list": self._list, "wait": self.waits.take, "read": self.reader.take,
-            "workers": self._workers, "prune": self._prune, "metrics": self._metrics, "files": self._files,
-            "info": self._info, "resolve": self._resolve,
+        self.looks = Looks(self)
+        self._looks: dict[str, Callable[[Request], None]] = {
+            **self.looks.kinds, "wait": self.waits.take, "read": self.reader.take, "prune": self._prune,
         }  # fmt: skip
 
     # -- in and out ----------------------------------------------------------------------------------------------------
 
-    def take(self, request: Request, now: float, wall: float) -> None:
-        """A request of this batch."""
-        if request.kind == "grew":
+    def take(self, request: Request) -> events.Event | None:
+        """A request of this batch; what it means for the brain, if anything."""
+        kind = request.kind
+        if kind == "grew":
             self.reader.grew(request.header["tasks"])
-            return
-        if request.kind == "gone":
+        elif kind == "gone":
             self.waits.gone(request.conn)
             self.reader.gone(request.conn)
-            return
-        change = self._changes.get(request.kind)
-        try:
-            if change is not None:
-                change(request, now, wall)
-            else:
-                self._later.append((request, self._looks[request.kind]))
-        except (UsageError, messages.BadMessage) as error:
-            self.fail(request, error.code, str(error))
-        except DiskFull as error:
-            self.fail(request, "disk-full", f"{error}; try again later")
+        elif kind in self._changes:
+            event: events.Event | None = self._tried(request, self._changes[kind])
+            return event
+        else:
+            self._later.append((request, self._looks[kind]))
+        return None
 
     def after_commit(self, notes: list[events.Note]) -> None:
         """The batch is on disk: answer who only looks, wake who waits."""
-        self.metrics.count(notes)
+        self.metrics.count(notes, self.cluster.jobs)
         self.waits.wake(notes)
         self.reader.wake(notes)
         later, self._later = self._later, []
         for request, look in later:
-            try:
-                look(request)
-            except UsageError as error:
-                self.fail(request, error.code, str(error))
+            self._tried(request, look)
+
+    def _tried(self, request: Request, fn: Callable[[Request], Any]) -> Any:
+        """fn(request), or an error as its answer."""
+        try:
+            return fn(request)
+        except UsageError as error:
+            self.fail(request, error.code, str(error))
+        except (StoreError, sqlite3.Error):
+            raise
+        except Exception:  # of one request, before the brain heard of it: a defect of ours must not end the manager
+            log.exception("a request could not be answered: kind=%s", request.kind)
+            self.fail(request, "internal", f"the manager could not answer {request.kind}: its log says why")
+        return None
 
     def answer(self, request: Request, header: dict[str, Any], payload: Any = b"") -> None:
         header["t"], header["n"] = "ok", request.header["n"]
@@ -101,39 +112,31 @@ class Desk:
         if request.conn is not None:
             self.core.answers.append((request.conn, header, b""))
 
-    # -- changes -------------------------------------------------------------------------------------------------------
+    # -- submit --------------------------------------------------------------------------------------------------------
 
-    def _submit(self, request: Request, now: float, wall: float) -> None:
+    def _submit(self, request: Request) -> events.Event | None:
         header = request.header
         known = self.store.by_request(header["request_id"])
         if known is not None:
             self.answered(("submit", request, None), {"id": known, "warning": None, "again": True})
-            return
-        self._store_inline(header.get("inline") or [], request.payload)
+            return None
         spec, text = self._spec_of(header)
         missing = self._missing(spec)
         if missing:
             self.fail(request, "blobs", f"{len(missing)} files must be sent first", missing=missing[:2000])
-            return
-        self.cluster.handle(events.JobSubmitted(header["request_id"], spec, text, ("submit", request, spec)), now, wall)
-
-    def _store_inline(self, inline: list[Any], payload: bytes) -> None:
-        at = 0
-        for name, size in inline:
-            data = payload[at : at + size]
-            at += size
-            if not self.blobs.has(name) and self.blobs.put_bytes(data) != name:
-                raise messages.BadMessage("a file's content does not fit its hash")
+            return None
+        return events.JobSubmitted(header["request_id"], spec, text, ("submit", request, None))
 
     def _spec_of(self, header: dict[str, Any]) -> tuple[dict[str, Any], str]:
+        """The checked description and its text."""
         if header.get("spec_blob"):
-            raw = self._blob(header["spec_blob"])
+            raw = self._blob(header["spec_blob"], SPEC_MAX)
             if raw is None:
                 raise messages.BadMessage("the job's description must be sent first", "blobs")
             try:
-                spec = json.loads(raw)
-            except ValueError:
-                raise messages.BadMessage("the job's description is not JSON") from None
+                spec: Any = framing.parse_header(raw)
+            except framing.FrameError as error:
+                raise messages.BadMessage(f"the job's description: {error}") from None
         else:
             spec = header.get("spec")
         self._resolve_after(spec)
@@ -151,33 +154,58 @@ class Desk:
                 target = self.targets([sel])[0]
                 dep["job"], dep["pos"] = target.job, target.lo
 
-    def _blob(self, name: str) -> bytes | None:
-        if not self.blobs.has(name):
+    def _blob(self, name: str, most: int) -> bytes | None:
+        """Content, or None when it is not here; raises BadMessage when it is too large for what it should be."""
+        try:
+            with open(self.blobs.path(name), "rb") as file:
+                raw = file.read(most + 1)
+        except OSError:
             return None
-        with open(self.blobs.path(name), "rb") as file:
-            return file.read()
+        if len(raw) > most:
+            raise messages.BadMessage(f"a description of more than {most >> 20} MiB")
+        return raw
 
     def _missing(self, spec: dict[str, Any]) -> list[str]:
+        """Content of the job that is not here; what it needs is not swept away meanwhile."""
         wanted = list(dict.fromkeys(spec_blobs(spec)))
+        self.core.forgetter.keep(wanted)
         missing = self.blobs.missing(wanted)
-        if not missing and spec["send"]:
-            manifest = self._blob(spec["send"]["manifest"]) or b"[]"
-            entries = messages.check_manifest(manifest)
-            missing = self.blobs.missing(list(dict.fromkeys(entry[3] for entry in entries if entry[0] == "f")))
-        return list(missing)
+        if missing or not spec["send"] or spec["send"]["manifest"] in self._whole:
+            return missing
+        name = spec["send"]["manifest"]
+        entries = messages.check_manifest(self._blob(name, MANIFEST_MAX) or b"")
+        files = list(dict.fromkeys(entry[3] for entry in entries if entry[0] == "f"))
+        self.core.forgetter.keep(files)
+        missing = self.blobs.missing(files)
+        if not missing:
+            self._whole.add(name)
+            if len(self._whole) > WHOLE_KEPT:
+                self._whole.clear()
+        return missing
 
-    def _cancel(self, request: Request, now: float, wall: float) -> None:
+    # -- other changes -------------------------------------------------------------------------------------------------
+
+    def _cancel(self, request: Request) -> events.Event:
         header = request.header
+        if not header.get("all") and not header.get("ids"):
+            raise messages.BadMessage("cancel: neither ids nor all")
         targets = None if header.get("all") else self.targets(header["ids"])
-        self.cluster.handle(events.CancelAsked(targets, header.get("grace"), ("ids", request, "cancelled")), now, wall)
+        return events.CancelAsked(targets, header.get("grace"), ("ids", request, "cancelled"))
 
-    def _retry(self, request: Request, now: float, wall: float) -> None:
-        targets = self.targets(request.header["ids"])
-        self.cluster.handle(events.RetryAsked(targets, ("ids", request, "queued")), now, wall)
+    def _retry(self, request: Request) -> events.Event:
+        return events.RetryAsked(self.targets(request.header["ids"]), ("ids", request, "queued"))
 
-    def _drain(self, request: Request, now: float, wall: float) -> None:
-        asked = events.DrainAsked(request.header["names"], request.kind == "drain", ("plain", request, None))
-        self.cluster.handle(asked, now, wall)
+    def _drain(self, request: Request) -> events.Event:
+        return events.DrainAsked(request.header["names"], request.kind == "drain", ("plain", request, None))
+
+    def _prune(self, request: Request) -> None:
+        def done(count: int, problem: Exception | None) -> None:
+            if problem is None:
+                self.answer(request, {"count": count})
+            else:
+                self.fail(request, "disk-full", f"{count} jobs forgotten; then: {problem}; try again later")
+
+        self.core.forgetter.forget(time.time() - request.header["older_than"], done)
 
     def answered(self, reply_to: tuple[str, Request, Any], answer: dict[str, Any]) -> None:
         """The brain's answer to a change; the batch is on disk."""
@@ -186,25 +214,33 @@ class Desk:
             self.fail(request, answer["error"], answer["message"])
         elif kind == "submit":
             if request.header.get("view"):
-                answer["job"] = self._job_view(self._row(answer["id"]))
-            self.answer(request, answer)
+                self._later.append((request, lambda request: self._submitted(request, answer)))
+            else:
+                self.answer(request, answer)
         elif kind == "ids":
-            texts = []
-            for job, ranges, whole in next(iter(answer.values())):
+            texts: list[str] = []
+            for job, ranges, whole in answer[extra]:
                 texts += [str(job)] if whole else self._range_texts(job, ranges)
-            self.answer(request, {extra: texts[:5000]})
+                self.waits.look_again(job)
+                self.reader.look_again(job)
+            self.answer(request, {extra: texts[:TEXTS_MAX]})
         else:
             self.answer(request, answer)
+
+    def _submitted(self, request: Request, answer: dict[str, Any]) -> None:
+        self.answer(request, {**answer, "job": self.looks.job_view(self.row(answer["id"]))})
 
     def _range_texts(self, job: int, ranges: list[tuple[int, int]]) -> list[str]:
         _, indices = self.spec(job)
         return [
-            f"{job}.{indices.at(lo)}" if lo == hi else f"{job}.{indices.at(lo)}-{indices.at(hi)}" for lo, hi in ranges
+            f"{job}.{indices.at(lo)}" if lo == hi else f"{job}.{indices.at(lo)}-{indices.at(hi)}"
+            for lo, hi in ranges[:TEXTS_MAX]
         ]
 
     # -- names of things -----------------------------------------------------------------------------------------------
 
-    def _row(self, job: int) -> JobRow:
+    def row(self, job: int) -> JobRow:
+        """A job's row; raises NoSuch."""
         row = self.store.job(job)
         if row is None:
             raise NoSuch(f"there is no job {job} (see `list`)")
@@ -214,7 +250,7 @@ class Desk:
         """A job's spec and the indices of its tasks."""
         found = self._specs.get(job)
         if found is None:
-            spec = json.loads(self._row(job).spec)
+            spec = json.loads(self.row(job).spec)
             found = (spec, spec_indices(spec))
             if len(self._specs) > SPECS_KEPT:
                 self._specs.clear()
@@ -222,154 +258,39 @@ class Desk:
         return found
 
     def targets(self, ids: list[dict[str, Any]]) -> list[events.Target]:
-        """Selectors to jobs and positions (None: all of the job); raises NoSuch."""
+        """Selectors to jobs and positions (None: all of the job); raises NoSuch, UsageError."""
         found: list[events.Target] = []
         for sel in ids:
             job = sel["job"]
             if job == "last":
-                newest = self.store.newest()
-                if newest is None:
+                job = self.store.newest()
+                if job is None:
                     raise NoSuch("there is no job yet")
-                job = newest
             if sel.get("to") is not None:
-                inside = [
-                    n for n in range(job, min(sel["to"], self.cluster.next_id) + 1) if self.store.job(n) is not None
-                ]
-                if not inside:
-                    raise NoSuch(f"there is no job from {job} to {sel['to']}")
-                found += [events.Target(n, None, None) for n in inside]
-                continue
-            self._row(job)
-            if sel.get("lo") is None:
+                found += self._jobs(job, sel["to"])
+            elif sel.get("lo") is None:
+                self.row(job)
                 found.append(events.Target(job, None, None))
             else:
-                found.append(self._tasks_target(job, sel["lo"], sel["hi"]))
+                found.append(self._tasks(job, sel["lo"], sel["lo"] if sel.get("hi") is None else sel["hi"]))
+            if len(found) > TARGETS_MAX:
+                raise UsageError(f"more than {TARGETS_MAX} jobs at once")
         return found
 
-    def _tasks_target(self, job: int, lo: int, hi: int) -> events.Target:
+    def _jobs(self, first: int, last: int) -> list[events.Target]:
+        last = min(last, self.cluster.next_id - 1)
+        if last - first >= RANGE_MAX:
+            raise UsageError(f"{first}-{last} is more than {RANGE_MAX} jobs at once")
+        found = [events.Target(n, None, None) for n in range(first, last + 1) if self.store.job(n) is not None]
+        if not found:
+            raise NoSuch(f"there is no job from {first} to {last} (see `list`)")
+        return found
+
+    def _tasks(self, job: int, lo: int, hi: int) -> events.Target:
+        self.row(job)
         _, indices = self.spec(job)
-        first, last = indices.position(lo), indices.position(hi)
-        if first is None or last is None:
-            missing = lo if first is None else hi
-            raise NoSuch(f"job {job} has no task {missing} (its tasks are {indices.text})")
-        return events.Target(job, min(first, last), max(first, last))
-
-    # -- looking -------------------------------------------------------------------------------------------------------
-
-    def _job_view(self, row: JobRow) -> dict[str, Any]:
-        spec, indices = self.spec(row.id)
-        task = self._task(row.id, 0) if row.count == 1 else None
-        why = self.cluster.why_waiting(row.id, time.monotonic()) if row.state not in TERMINAL else None
-        return views.job_view(row, spec, indices, task, why)
-
-    def _task(self, job: int, pos: int) -> TaskRow | None:
-        """The row of a task, with what only the brain and the spool know while it runs."""
-        row = self.store.task(job, pos)
-        live = self.cluster.live_task(job, pos)
-        if row is not None and live is not None:
-            sizes = [self.outputs.size(job, pos, row.attempt, stream) for stream in (1, 2)]
-            row = row._replace(started_at=live.started_at, output_bytes=sizes[0], error_bytes=sizes[1])
-            if live.cancelling:
-                row = row._replace(reason="being cancelled")
-        return row
-
-    def task_view(self, job: int, pos: int) -> dict[str, Any]:
-        row = self._row(job)
-        spec, indices = self.spec(job)
-        state = self.cluster.state_of(job, pos) or row.state
-        why = self.cluster.why_waiting(job, time.monotonic()) if state not in TERMINAL else None
-        return views.task_view(row, spec, indices, pos, state, self._task(job, pos), why)
-
-    def _status(self, request: Request) -> None:
-        found: list[dict[str, Any]] = []
-        for target in self.targets(request.header["ids"]):
-            if target.lo is None or target.hi is None:
-                found.append(self._job_view(self._row(target.job)))
-            else:
-                found += [
-                    self.task_view(target.job, pos) for pos in range(target.lo, min(target.hi, target.lo + 999) + 1)
-                ]
-        self._paged(request, "jobs", found)
-
-    def _list(self, request: Request) -> None:
-        header = request.header
-        rows = self.store.list_jobs(
-            header.get("state"), header.get("name"), header.get("user"), header.get("since"),
-            min(header.get("last") or LIST_MAX, LIST_MAX), header.get("before"),
-        )  # fmt: skip
-        found: list[dict[str, Any]] = []
-        size = 0
-        for row in rows:
-            view = self._job_view(row)
-            view.pop("args", None) if header.get("brief") else None
-            size += len(json.dumps(view))
-            if size > 200_000 and found:
-                break
-            found.append(view)
-        more = len(found) < len(rows)
-        self.answer(request, {"jobs": found, "more": found[-1]["id"] if more else None})
-
-    def _paged(self, request: Request, name: str, found: list[dict[str, Any]]) -> None:
-        """As much as a frame takes; `more`: how many were left out."""
-        size, count = 0, 0
-        for view in found:
-            size += len(json.dumps(view))
-            if size > 200_000 and count:
-                break
-            count += 1
-        self.answer(request, {name: found[:count], "more": len(found) - count})
-
-    def _workers(self, request: Request) -> None:
-        raw = self.cluster.worker_views(time.monotonic())
-        self._paged(request, "workers", [views.worker_view(item) for item in raw])
-
-    def _prune(self, request: Request) -> None:
-        self.answer(request, {"count": self.core.forget(time.time() - request.header["older_than"])})
-
-    def _metrics(self, request: Request) -> None:
-        facts = {
-            "jobs": self.store.job_counts(), "tasks": self.cluster.counts(), "finished": self.cluster.finished_tasks,
-            "ignored": self.cluster.ignored, "workers": self.cluster.worker_views(time.monotonic()),
-            "database_bytes": self.store.size_bytes(), "output_bytes": self.outputs.total_bytes(),
-            "commits": self.core.committed, "version": __version__,
-        }  # fmt: skip
-        self.answer(request, {"text": self.metrics.render(facts)})
-
-    def _files(self, request: Request) -> None:
-        sel = request.header
-        target = self.targets(sel["ids"])[0]
-        row = self._row(target.job)
-        _, indices = self.spec(target.job)
-        lo, hi = (0, row.count - 1) if target.lo is None or target.hi is None else (target.lo, target.hi)
-        rows = self.store.tasks(target.job, max(lo, sel.get("from") or 0), hi, limit=2000)
-        found = [[task.pos, indices.at(task.pos), task.files, task.state] for task in rows]
-        more = found[-1][0] + 1 if len(found) == 2000 else None
-        self.answer(request, {"tasks": found, "count": row.count, "more": more, "id": target.job})
-
-    def _resolve(self, request: Request) -> None:
-        """Selectors to [job, first position, last position, count]."""
-        found = []
-        for target in self.targets(request.header["ids"]):
-            count = self._row(target.job).count
-            lo, hi = (0, count - 1) if target.lo is None or target.hi is None else (target.lo, target.hi)
-            found.append([target.job, lo, hi, count])
-        self.answer(request, {"targets": found})
-
-    def _info(self, request: Request) -> None:
-        workers = self.cluster.worker_views(time.monotonic())
-        self.answer(
-            request,
-            {
-                "version": __version__,
-                "role": request.conn.peer.role if request.conn is not None else None,
-                "secure": self.core.manager.keys is not None,
-                "workers": len(workers),
-                "slots": sum(item["slots"] for item in workers),
-                "jobs": self.store.job_counts(),
-                "tasks": self.cluster.counts(),
-                "finished_tasks": self.cluster.finished_tasks,
-                "database_bytes": self.store.size_bytes(),
-                "output_bytes": self.outputs.total_bytes(),
-                "disk_full": self.core.full,
-            },
-        )
+        span = indices.span(lo, hi)
+        if span is None:
+            which = str(lo) if lo == hi else f"{lo}-{hi}"
+            raise NoSuch(f"job {job} has no task {which} (its tasks are {indices.text[:200]})")
+        return events.Target(job, *span)

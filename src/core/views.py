@@ -1,4 +1,7 @@
-"""Rows to what people and programs are shown: the JSON of jobs, tasks and workers. Pure; the one room for these shapes."""
+"""Rows to what people and programs are shown: the JSON of jobs, tasks and workers. Pure; the one room for these shapes.
+
+A view is bounded whatever a job or a worker says of itself: it must fit into a frame.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,15 @@ from typing import Any
 from .jobs import CANCELLED, FAILED, QUEUED, RUNNING, SUCCEEDED, TERMINAL, WAITING, JobRow, TaskRow, signal_name
 from .syntax import Indexes, from_wire, grid_at
 
+TIME_END = 253_402_300_799  # the last second of the year 9999
+ARGS_MAX = 32_000  # characters of all arguments that are shown
+LIST_MAX = 4_000  # characters of other lists
+TEXT_MAX = 1_000
+
 
 def stamp(wall: float | None) -> str | None:
-    """UTC as ISO 8601 with milliseconds; None stays None."""
-    if wall is None:
+    """UTC as ISO 8601 with milliseconds; None stays None, and what is no time becomes None."""
+    if wall is None or not 0 <= wall < TIME_END:
         return None
     return datetime.fromtimestamp(wall, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
@@ -19,6 +27,36 @@ def stamp(wall: float | None) -> str | None:
 def _plain(value: Any) -> str:
     """A wire string for JSON that people read: bytes that are not UTF-8 become U+FFFD."""
     return from_wire(value).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _few(values: Any, most: int = LIST_MAX) -> list[str]:
+    """As many of these texts as are worth showing; then `..`."""
+    found: list[str] = []
+    for value in values:
+        text = str(value)
+        most -= len(text) + 4
+        if most < 0:
+            return [*found, ".."]
+        found.append(text if len(text) <= TEXT_MAX else text[:TEXT_MAX] + "..")
+    return found
+
+
+def _named(values: Any) -> dict[str, Any]:
+    """A mapping of names to numbers or texts, as far as it is worth showing, and is one."""
+    found: dict[str, Any] = {}
+    most = LIST_MAX
+    for key, value in values.items() if isinstance(values, dict) else ():
+        if type(value) in (int, float, str):
+            most -= len(str(key)) + len(str(value)) + 6
+            if most < 0:
+                break
+            found[str(key)] = value
+    return found
+
+
+def _number(value: Any) -> Any:
+    """What a worker said, if it is a number at all."""
+    return value if type(value) in (int, float) else None
 
 
 def _ends(started: float | None, finished: float | None) -> float | None:
@@ -52,20 +90,22 @@ def _task_fields(task: TaskRow | None) -> dict[str, Any]:
 
 def _common(row: JobRow, spec: dict[str, Any]) -> dict[str, Any]:
     needs = {
-        key: spec[key]
-        for key in ("cpus", "gpus", "memory", "on", "resources", "python", "requires_python")
-        if spec[key] not in (None, 0, [], {})
+        key: spec[key] for key in ("cpus", "gpus", "memory", "python", "requires_python") if spec[key] not in (None, 0)
     }
+    if spec["on"]:
+        needs["on"] = _few(spec["on"])
+    if spec["resources"]:
+        needs["resources"] = _named(spec["resources"])
     args = spec["args"]
     return {
         "name": row.name,
         "script": _plain(spec["script"]["name"]),
-        "args": [_plain(arg) for arg in args[:1000]] if args is not None else None,
+        "args": _few((_plain(arg) for arg in args), ARGS_MAX) if args is not None else None,
         "priority": row.priority,
         "user": row.user,
         "submitted_at": stamp(row.submitted_at),
         "needs": needs,
-        "returns": spec["returns"],
+        "returns": _few(spec["returns"]),
     }
 
 
@@ -83,7 +123,7 @@ def job_view(
         view["started_at"], view["finished_at"] = stamp(row.started_at), stamp(row.finished_at)
         view["duration"] = _ends(row.started_at, row.finished_at)
     view["count"] = row.count
-    view["array"] = spec["array"]
+    view["array"] = spec["array"][:TEXT_MAX] if spec["array"] is not None else None
     view["waiting_reason"] = waiting_reason
     view["tasks"] = None
     if is_array(spec):
@@ -93,7 +133,8 @@ def job_view(
         }  # fmt: skip
     if spec["grid"] is not None:
         view["parameters"] = {
-            name: values if len(values) <= 20 else [*values[:19], "..", values[-1]] for name, values in spec["grid"]
+            name[:TEXT_MAX]: _few(values if len(values) <= 20 else [*values[:19], "..", values[-1]])
+            for name, values in spec["grid"][:20]
         }
     return view
 
@@ -103,46 +144,55 @@ def is_array(spec: dict[str, Any]) -> bool:
     return spec["count"] > 1 or any(spec[key] is not None for key in ("array", "lines", "grid"))
 
 
+def task_id(job: int, spec: dict[str, Any], indices: Indexes, pos: int) -> str:
+    """What people call a task: `7.3`, or `7` of a job that is no array."""
+    return f"{job}.{indices.at(pos)}" if is_array(spec) else str(job)
+
+
 def task_view(
-    row: JobRow, spec: dict[str, Any], indices: Indexes, pos: int, state: str, task: TaskRow | None, why: str | None
-) -> dict[str, Any]:
-    """One task of a job."""
+    row: JobRow, spec: dict[str, Any], indices: Indexes, pos: int, state: str, task: TaskRow | None, why: str | None,
+    line: bytes | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """One task of a job; `line`: its line of --each-line."""
     index = indices.at(pos)
-    view: dict[str, Any] = {"id": f"{row.id}.{index}" if is_array(spec) else str(row.id), "state": state}
+    view: dict[str, Any] = {"id": task_id(row.id, spec, indices, pos), "state": state}
     view["reason"] = task.reason if task is not None else (row.reason if state == CANCELLED else None)
     view.update(_common(row, spec))
     view.update(_task_fields(task))
     view["index"] = index
     view["waiting_reason"] = why if state in (WAITING, QUEUED) else None
     if spec["grid"] is not None:
-        view["parameters"] = dict(grid_at(spec["grid"], pos))
+        view["parameters"] = _named(dict(grid_at(spec["grid"], pos)))
+    if line is not None:
+        view["line"] = line.decode("utf-8", "replace")[:TEXT_MAX]
     return view
 
 
-def worker_view(raw: dict[str, Any]) -> dict[str, Any]:
-    """A worker, from the brain's raw facts."""
+def worker_view(raw: dict[str, Any], running: list[str]) -> dict[str, Any]:
+    """A worker, from the brain's raw facts and the ids of its tasks. What it said of itself is not trusted."""
     info, said = raw["info"], raw["said"]
+    failing = said.get("failing")
     return {
         "name": raw["name"],
         "address": info.get("address"),
         "state": raw["state"],
         "slots": raw["slots"],
         "slots_used": max(0, raw["slots_used"]),
-        "labels": raw["labels"],
-        "running": [f"{key[0]}.{key[1]}" if key[1] else str(key[0]) for key in raw["running"][:100]],
+        "labels": _few(raw["labels"]),
+        "running": running,
         "version": info.get("version"),
         "python": info.get("python"),
-        "pythons": info.get("pythons") or {},
+        "pythons": _named(info.get("pythons")),
         "gpus": info.get("gpus"),
         "memory": info.get("memory"),
-        "resources": info.get("resources") or {},
+        "resources": _named(info.get("resources")),
         "connected_at": stamp(info.get("connected_at")),
-        "free_disk": said.get("free_disk"),
-        "cache_bytes": said.get("cache_bytes"),
-        "warm": said.get("warm"),
-        "cold": said.get("cold"),
-        "cold_reasons": said.get("cold_reasons"),
-        "failing": said.get("failing"),
+        "free_disk": _number(said.get("free_disk")),
+        "cache_bytes": _number(said.get("cache_bytes")),
+        "warm": _number(said.get("warm")),
+        "cold": _number(said.get("cold")),
+        "cold_reasons": _named(said.get("cold_reasons")),
+        "failing": failing[:TEXT_MAX] if isinstance(failing, str) else None,
     }
 
 
