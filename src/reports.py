@@ -52,9 +52,6 @@ class Later:
         if self._armed:
             self._loop.call_later(self._items[0][0] - now, self._due)
 
-    def clear(self) -> None:
-        self._items.clear()
-
 
 class Reports:
     """See the module. `conn` is the connection, once welcomed, else None."""
@@ -62,8 +59,7 @@ class Reports:
     def __init__(self, loop: Any) -> None:
         self.conn: Optional[Sender] = None
         self._loop = loop
-        self._early: dict[TaskKey, list[Any]] = {}  # starts that are not told yet
-        self._later = Later(loop, self._tell_started)
+        self._early: dict[TaskKey, Optional[list[Any]]] = {}  # attempts that are young, and how they started
         self._armed = False
         self._begin()
 
@@ -87,14 +83,23 @@ class Reports:
             self._armed = True
             self._loop.call_soon(self.flush)
 
-    def started(self, key: TaskKey, at: float, warm: bool, why_cold: Optional[str]) -> None:
-        if self.conn is not None:
-            self._early[key] = [*key, at, warm, why_cold]
-            self._later.add(key)
+    def young(self, key: TaskKey) -> None:
+        """An attempt begins. Its start is not told before `grown` is called; not at all if it ends before."""
+        self._early[key] = None
 
-    def _tell_started(self, key: TaskKey) -> None:
+    def grown(self, key: TaskKey) -> None:
         item = self._early.pop(key, None)
-        if item is not None:
+        if item is not None and self.conn is not None:
+            self._room(0)
+            self._started.append(item)
+
+    def started(self, key: TaskKey, at: float, warm: bool, why_cold: Optional[str]) -> None:
+        if self.conn is None:
+            return
+        item = [*key, at, warm, why_cold]
+        if key in self._early:
+            self._early[key] = item
+        else:
             self._room(0)
             self._started.append(item)
 
@@ -106,8 +111,8 @@ class Reports:
 
     def finished(self, fin: dict[str, Any], out: bytes, err: bytes) -> None:
         """`fin` as the protocol has it; out and err are the inline bytes that it announces."""
+        self._early.pop(TaskKey(*fin["task"]), None)
         if self.conn is not None:
-            self._early.pop(TaskKey(*fin["task"]), None)
             self._room(len(out) + len(err))
             self._finished.append(fin)
             self._tails += (out, err)
@@ -142,5 +147,4 @@ class Reports:
         """The connection is gone, with all that was about to be told."""
         self.conn = None
         self._early.clear()
-        self._later.clear()
         self._begin()

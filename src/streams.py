@@ -63,6 +63,15 @@ class Stream:
             return os.pread(self.file, min(length, self.base - offset), offset - self.spilled)
         return bytes(self.buffer[offset - self.base : offset - self.base + length])
 
+    def take_tail(self) -> bytes:
+        """Everything that is not sent; it counts as sent."""
+        data = b""
+        while self.sent < self.size:
+            piece = self.read(self.sent, INLINE_BYTES)
+            self.sent += len(piece)
+            data += piece
+        return data
+
     def confirmed(self, size: int) -> None:
         """The manager has everything before `size`."""
         self.got = max(self.got, min(size, self.size))
@@ -133,7 +142,8 @@ class Output:
         self.on_sent: Optional[Callable[[], None]] = None
 
     def unsent(self) -> int:
-        return sum(stream.size - stream.sent for stream in self.streams)
+        out, err = self.streams
+        return out.size - out.sent + err.size - err.sent
 
 
 class Streams:
@@ -143,7 +153,7 @@ class Streams:
         self._loop, self._folder, self._reports = loop, folder, reports
         self._outputs: dict[TaskKey, Output] = {}
         self._connected = False
-        self._unwatched = Later(loop, self._watch_output)
+        self._young = Later(loop, self._grown)
         self._waiting = Later(loop, self._flush)
         self._blocked: dict[Output, None] = {}  # they have something to send, and the network is busy
 
@@ -153,12 +163,16 @@ class Streams:
         They are not watched for a moment: most small tasks end before, and are read once at their end.
         """
         output = self._outputs[key] = Output(key, limit)
-        self._unwatched.add(output)
+        self._young.add(output)
+        self._reports.young(key)
         return output
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
-    def _watch_output(self, output: Output) -> None:
+    def _grown(self, output: Output) -> None:
+        if output.closed:
+            return
+        self._reports.grown(output.key)
         for stream in output.streams:
             self._watch(output, stream)
             if stream.watched:
@@ -229,7 +243,7 @@ class Streams:
                 os.close(stream.fd)
                 stream.fd = -1
         output.closed = True
-        return sum(stream.dropped for stream in output.streams)
+        return output.streams[0].dropped + output.streams[1].dropped
 
     # -- sending -------------------------------------------------------------------------------------------------------
 
@@ -285,33 +299,20 @@ class Streams:
     def when_sent(self, key: TaskKey, fn: Callable[[], None]) -> None:
         """Call fn() once what is left of a finished attempt's output is small enough to ride with its result."""
         output = self._outputs.get(key)
-        if output is None:
+        if output is None or (output.closed and output.unsent() <= INLINE_BYTES):
             fn()
             return
         output.on_sent = fn
         if not output.dirty:
             self._flush(output)
 
-    def tails(self, key: TaskKey) -> tuple[int, bytes, int, bytes]:
-        """Size and unsent rest of stdout, then of stderr; they count as sent."""
+    def tails(self, key: TaskKey) -> tuple[int, bytes, int, bytes, int]:
+        """Size and unsent rest of stdout, then of stderr (they count as sent), and how much was dropped of both."""
         output = self._outputs.get(key)
         if output is None:
-            return 0, b"", 0, b""
+            return 0, b"", 0, b"", 0
         out, err = output.streams
-        found = (out.size, self._tail(out), err.size, self._tail(err))
-        out.sent, err.sent = out.size, err.size
-        return found
-
-    @staticmethod
-    def _tail(stream: Stream) -> bytes:
-        data = b""
-        while stream.sent + len(data) < stream.size:
-            data += stream.read(stream.sent + len(data), INLINE_BYTES)
-        return data
-
-    def dropped(self, key: TaskKey) -> int:
-        output = self._outputs.get(key)
-        return sum(stream.dropped for stream in output.streams) if output is not None else 0
+        return out.size, out.take_tail(), err.size, err.take_tail(), out.dropped + err.dropped
 
     # -- the connection ------------------------------------------------------------------------------------------------
 

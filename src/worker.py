@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -190,6 +191,7 @@ class Worker:
     def run(self) -> int:
         """Connect, and go on until it has left; the exit code."""
         try:
+            gc.freeze()  # what is here now stays: no need to look through it again and again
             self.uplink.connect()
             self.loop.call_later(STATE_S, self._on_tick)
             self.loop.run()
@@ -237,12 +239,12 @@ class Worker:
         self.streams.when_sent(command.key, lambda: self._report(command.key, command.end))
 
     def _report(self, key: TaskKey, end: orders.End) -> None:
-        out, out_tail, err, err_tail = self.streams.tails(key)
+        out, out_tail, err, err_tail, dropped = self.streams.tails(key)
         fin = {
             "task": list(key), "exit_code": end.exit_code, "signal": end.signal,
             "reason": end.reason[:REASON_CHARS] if end.reason else None, "started_at": end.started_at,
             "finished_at": end.finished_at, "cpu": end.cpu, "rss": end.rss, "out": [out, len(out_tail)],
-            "err": [err, len(err_tail)], "dropped": max(end.dropped, self.streams.dropped(key)), "files": end.files,
+            "err": [err, len(err_tail)], "dropped": max(end.dropped, dropped), "files": end.files,
             "timed_out": end.timed_out, "never_ran": end.never_ran, "cancelled": end.cancelled,
         }  # fmt: skip
         self.reports.finished(fin, out_tail, err_tail)

@@ -163,6 +163,8 @@ class Agent:
 
     def next_deadline(self) -> float | None:
         """When (monotonic) a Ticked is due at the latest; None: never, by itself."""
+        if not self._timeouts and self._leave_by is None and self._idle_exit is None:
+            return None
         while self._timeouts and self._timeouts[0][1] not in self.attempts:
             heappop(self._timeouts)
         due = [self._timeouts[0][0]] if self._timeouts else []
@@ -308,16 +310,21 @@ class Agent:
 
     def _start_what_fits(self, now: float) -> None:
         """In order. What does not fit keeps its place: later ones start only beside it, never instead of it."""
+        free = self.free
+        if free["cpus"] <= 0:
+            return
         if not self.connected and now - self._away_since > self._lost_after / 2:
             return  # the manager may be giving them to others by now
-        free = self.free
         aside: list[Attempt] = []
-        while self._ready and free.get("cpus", 0) > 0:
+        while self._ready and free["cpus"] > 0:
             attempt = self._ready.popleft()
             if attempt.phase != QUEUED or self.attempts.get(attempt.key) is not attempt:
                 continue
             needs = attempt.wants.needs
-            if all(free.get(name, 0) >= n for name, n in needs):
+            for name, n in needs:
+                if free[name] < n:
+                    break
+            else:
                 self._start(attempt)
                 if free is not self.free:
                     free = {name: n - dict(needs).get(name, 0) for name, n in free.items()}

@@ -11,7 +11,7 @@ from unittest import mock
 
 from src import reports, streams
 from src.core.jobs import TaskKey
-from src.net import Loop
+from src.loop import Loop
 from src.reports import Reports
 from src.streams import INLINE_BYTES, WINDOW_BYTES, Output, Streams
 from tests.support.leaks import Case
@@ -114,7 +114,7 @@ class StreamsCase(Case):
         self.streams.when_sent(output.key, lambda: self.tell(output.key))
 
     def tell(self, key: TaskKey) -> None:
-        out, out_tail, err, err_tail = self.streams.tails(key)
+        out, out_tail, err, err_tail, _ = self.streams.tails(key)
         fin = {"task": list(key), "out": [out, len(out_tail)], "err": [err, len(err_tail)]}
         self.reports.finished(fin, out_tail, err_tail)
 
@@ -164,7 +164,7 @@ class TestSmall(StreamsCase):
         self.finish(self.open())
         self.loop.turn(0)
         self.assertEqual((conn.results[0]["out"], conn.results[0]["err"]), ([0, 0], [0, 0]))
-        self.assertEqual(self.streams.tails(TaskKey(9, 9, 9)), (0, b"", 0, b""))
+        self.assertEqual(self.streams.tails(TaskKey(9, 9, 9)), (0, b"", 0, b"", 0))
         self.assertEqual(self.streams.finish(TaskKey(9, 9, 9)), 0)
 
     def test_a_stranger_with_the_pipe_does_not_hold_up_the_end(self) -> None:
@@ -243,7 +243,7 @@ class TestLarge(StreamsCase):
         self.push(output, b"b" * 400, number=2)
         self.close(output)
         self.assertEqual(self.streams.finish(KEY), 4000)
-        self.assertEqual(self.streams.dropped(KEY), 4000)
+        self.assertEqual(sum(stream.dropped for stream in output.streams), 4000)
         self.streams.when_sent(KEY, lambda: self.tell(KEY))
         self.loop.turn(0)
         self.assertEqual(conn.spool, {(KEY, 1): b"a" * 1000, (KEY, 2): b"b" * 400})
@@ -324,7 +324,7 @@ class TestReconnect(StreamsCase):
         self.finish(output)
         self.turn_until(lambda: self.got() and conn.results, "the result")
         self.assertEqual(conn.spool[KEY, 1], data)
-        self.assertEqual(self.streams.dropped(KEY), 0)
+        self.assertEqual(sum(stream.dropped for stream in output.streams), 0)
 
     def test_a_paused_pipe_is_read_again_while_disconnected(self) -> None:
         self.connect()
@@ -356,7 +356,7 @@ class TestReconnect(StreamsCase):
         self.finish(output)
         self.loop.turn(0)
         self.assertEqual(conn.spool[KEY, 1], b"a" * 700 + b"b" * 10)
-        self.assertEqual(self.streams.dropped(KEY), 300)
+        self.assertEqual(sum(stream.dropped for stream in output.streams), 300)
 
     def test_a_full_disk_drops_and_counts(self) -> None:
         output = self.open()
@@ -394,12 +394,17 @@ class TestReconnect(StreamsCase):
 class TestReports(StreamsCase):
     def test_a_start_is_told_unless_the_end_comes_first(self) -> None:
         conn = self.connect()
+        second, third = TaskKey(7, 1, 1), TaskKey(7, 2, 1)
+        outputs = [self.open(key=key) for key in (KEY, second, third)]
         self.reports.started(KEY, 1.0, True, None)
-        self.reports.started(TaskKey(7, 1, 1), 2.0, False, "uses gc")
-        self.finish(self.open())
+        self.reports.started(second, 2.0, False, "uses gc")
+        self.finish(outputs[0])
         self.turn_until(lambda: len(conn.messages) == 2, "both messages")
         self.assertEqual(conn.results[0]["task"], [7, 0, 1])
         self.assertEqual(conn.messages[1]["started"], [[7, 1, 1, 2.0, False, "uses gc"]])
+        self.reports.started(third, 3.0, True, None)  # a slow one: no longer young
+        self.loop.turn(0)
+        self.assertEqual(conn.messages[2]["started"], [[7, 2, 1, 3.0, True, None]])
 
     def test_without_a_connection_nothing_is_kept(self) -> None:
         self.reports.started(KEY, 1.0, True, None)

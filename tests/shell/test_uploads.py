@@ -14,7 +14,7 @@ from typing import Any, Callable, Optional
 from src import uploads
 from src.core.jobs import TaskKey
 from src.core.messages import check_manifest
-from src.net import Loop
+from src.loop import Loop
 from src.spool import Blobs, FileRange
 from src.uploads import Uploads, gather
 from tests.support.leaks import Case
