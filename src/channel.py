@@ -89,7 +89,7 @@ class Channel:
             while True:
                 data = self._tls.read(_READ)
                 if not data:
-                    self._ended()
+                    raise ssl.SSLZeroReturnError
                 found.append(data)
         except ssl.SSLWantReadError:
             return found

@@ -23,5 +23,6 @@ def count(size: int, row: int = 0, columns: int = 0, falling: int = 0, rising: i
 
 
 if __name__ == "__main__":
-    size = int(sys.argv[1] if len(sys.argv) > 1 else os.environ.get("MICROCLUSTER_TASK_INDEX", "8"))
+    in_array = int(os.environ.get("MICROCLUSTER_TASK_COUNT", "1")) > 1
+    size = int(sys.argv[1] if len(sys.argv) > 1 else os.environ["MICROCLUSTER_TASK_INDEX"] if in_array else 8)
     print(f"{size} queens: {count(size)} ways")
