@@ -12,7 +12,9 @@ _BASH = """\
 # completion of {program}; from: {program} completion bash
 _{name}_complete() {{
     local word=${{COMP_WORDS[COMP_CWORD]}} verb=${{COMP_WORDS[1]}}
-    for i in "${{!COMP_WORDS[@]}}"; do case ${{COMP_WORDS[i]}} in *client.py|microcluster) verb=${{COMP_WORDS[i+1]}}; at=$((i+1)); break;; esac; done
+    for i in "${{!COMP_WORDS[@]}}"; do
+        case ${{COMP_WORDS[i]}} in *client.py|microcluster) verb=${{COMP_WORDS[i+1]}}; at=$((i+1)); break;; esac
+    done
     if [ "$COMP_CWORD" -le "${{at:-1}}" ]; then COMPREPLY=($(compgen -W "{verbs}" -- "$word")); return; fi
     case $verb in
 {cases}

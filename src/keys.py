@@ -78,7 +78,7 @@ def read_key_file(path: str) -> str:
         fd = os.open(path, flags)
     except FileNotFoundError:
         raise KeyProblem(
-            f"no key: {path} is not there; copy cluster.key from the manager's machine to it (or use --insecure if the manager does)"
+            f"no key: {path} is not there; copy cluster.key from the manager's machine to it (or --insecure, if it has none)"
         ) from None
     except OSError as error:
         if os.path.islink(path):

@@ -6,13 +6,18 @@ import json
 import random
 import struct
 import unittest
+from typing import Any
 
 from src.core.framing import HEADER_MAX, Decoder, FrameError, encode, parse_header
 
 
 class FramingTest(unittest.TestCase):
     def test_byte_by_byte_and_all_at_once(self) -> None:
-        frames = [({"t": "a", "x": "ü\n"}, b""), ({"t": "b", "n": [1, {"k": None}]}, b"\0payload" * 99), ({}, b"z")]
+        frames: list[tuple[dict[str, Any], bytes]] = [
+            ({"t": "a", "x": "ü\n"}, b""),
+            ({"t": "b", "n": [1, {"k": None}]}, b"\0payload" * 99),
+            ({}, b"z"),
+        ]
         stream = b"".join(encode(header, payload) for header, payload in frames)
         self.assertEqual(Decoder().feed(stream), frames)
         slow = Decoder()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import unittest
+from typing import Any
 
 from src.core import syntax
 from src.core.errors import UsageError
@@ -189,7 +190,8 @@ class WireText(unittest.TestCase):
         self.assertEqual(syntax.to_wire("\udcff"), {"b64": "/w=="})
 
     def test_nonsense_is_refused(self) -> None:
-        for value in (None, 3, [], {"b64": "*"}, {"b64": "AA==", "x": 1}, {"b64": 3}):
+        values: list[Any] = [None, 3, [], {"b64": "*"}, {"b64": "AA==", "x": 1}, {"b64": 3}]
+        for value in values:
             with self.assertRaises(UsageError):
                 syntax.from_wire(value)
         with self.assertRaises(UsageError):

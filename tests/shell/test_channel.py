@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import ssl
 import tempfile
 import unittest
 from typing import Any
@@ -33,6 +34,10 @@ def talk(server: Channel, client: Channel, turns: int = 8) -> list[Any]:
 
 
 class ChannelTest(unittest.TestCase):
+    keys: ManagerKeys
+    other: ManagerKeys
+    context: ssl.SSLContext
+
     @classmethod
     def setUpClass(cls) -> None:
         folder = tempfile.TemporaryDirectory()

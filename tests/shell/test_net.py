@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import tempfile
 import threading
 import unittest
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -50,6 +52,10 @@ class Echo:
 
 
 class NetCase(unittest.TestCase):
+    folder: str
+    keys: ManagerKeys
+    context: ssl.SSLContext
+
     @classmethod
     def setUpClass(cls) -> None:
         folder = tempfile.TemporaryDirectory()
@@ -95,8 +101,9 @@ class LinkTest(NetCase):
 
         def ask(name: bytes) -> None:
             for n in range(30):
-                if link.request({"t": "echo"}, name + b"%d" % n)[1] != name + b"%d" % n:
-                    wrong.append(name)
+                answer = link.request({"t": "echo"}, name + b"%d" % n)[1]
+                if answer != name + b"%d" % n:
+                    wrong.append(answer)
 
         threads = [threading.Thread(target=ask, args=(b"%c" % letter,)) for letter in b"abcdef"]
         for thread in threads:
@@ -205,7 +212,7 @@ class LoopTest(NetCase):
     def test_calls_from_other_threads_and_timers_come_in_order(self) -> None:
         seen: list[int] = []
         for n in range(100):
-            self.loop.call_threadsafe(lambda n=n: seen.append(n))
+            self.loop.call_threadsafe(partial(seen.append, n))
         wait_until(lambda: len(seen) == 100, 30, "the calls")
         self.assertEqual(seen, list(range(100)))
         done = threading.Event()

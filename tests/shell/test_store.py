@@ -181,7 +181,11 @@ class RefusalTest(StoreCase):
         plain.close()
         with self.assertRaisesRegex(StoreError, "unknown schema"):
             Store(self.folder).open()
-        store.MIGRATIONS[0] = lambda db: db.execute("CREATE INDEX job_name ON job(name, id)") and None
+
+        def add_index(db: sqlite3.Connection) -> None:
+            db.execute("CREATE INDEX job_name ON job(name, id)")
+
+        store.MIGRATIONS[0] = add_index
         self.addCleanup(store.MIGRATIONS.clear)
         again = self.opened()
         self.assertEqual(again.db.execute("PRAGMA user_version").fetchone()[0], store.SCHEMA)

@@ -66,7 +66,7 @@ class BuildTest(SubmissionCase):
         self.assertEqual(lines["count"], 3)
         for both in ({"array": "0-1", "each_line": "x"}, {"array": "0-1", "grid": ["a=1"]}, {"grid": ["a=1", "a=2"]}):
             with self.assertRaises(UsageError):
-                self.build(**both)  # type: ignore[arg-type]
+                self.build(**both)
 
     def test_lines_in_pieces(self) -> None:
         path = self.write("lines", b"".join(b"%06d\n" % n for n in range(100_000)))

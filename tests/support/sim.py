@@ -12,6 +12,7 @@ import heapq
 import json
 import random
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from src.core import events
@@ -43,6 +44,8 @@ def describe(event: Any) -> str:
         return f"{event.info['name']} holding {event.info['holding']}"
     if isinstance(event, events.JobSubmitted):
         return f"request {event.request_id[-4:]} of {event.spec['count']} after {event.spec['after']}"
+    if isinstance(event, events.WorkerGone):
+        return f"{event.link.worker.name} in good order: {event.orderly}"
     return str(event)[:150]
 
 
@@ -183,7 +186,7 @@ class ModelWorker:
             self.held[key] = "running"
             self.sim.started(key, self)
             boots = self.boots
-            self.sim.later(self.sim.random.choice((0.01, 0.05, 1.0, 30.0)), lambda k=key, b=boots: self.finish(k, b))
+            self.sim.later(self.sim.random.choice((0.01, 0.05, 1.0, 30.0)), partial(self.finish, key, boots))
 
     def finish(self, key: TaskKey, boots: int) -> None:
         if not self.up or boots != self.boots or self.held.get(key) not in ("running", "queued"):
@@ -216,7 +219,11 @@ class Link:
 
     def to_manager(self, make: Callable[[Link], Any]) -> None:
         if self.open:
-            self.sim.later(self._when(0), lambda: self.open and self.sim.post(make(self), self.manager_life))
+            self.sim.later(self._when(0), lambda: self._arrive(make))
+
+    def _arrive(self, make: Callable[[Link], Any]) -> None:
+        if self.open:
+            self.sim.post(make(self), self.manager_life)
 
     def to_worker(self, mail: Any, specs: dict[int, dict[str, Any]]) -> None:
         if self.open:
@@ -256,7 +263,7 @@ class Simulation:
         for worker in self.workers:
             self.later(self.random.random(), worker.join)
         for n in range(jobs):
-            self.later(self.random.random() * 60, lambda n=n: self.submit(f"{n:032x}"))
+            self.later(self.random.random() * 60, partial(self.submit, f"{n:032x}"))
         for _ in range(faults):
             self.later(self.random.random() * 120, self.fault)
 
@@ -357,7 +364,7 @@ class Simulation:
                 known = self.accepted.setdefault(request, answer["id"])
                 assert known == answer["id"], f"request {request[-4:]} is job {known} and job {answer['id']}"
             elif isinstance(request, str):
-                self.later(1.0, lambda request=request: self.submit(request))
+                self.later(1.0, partial(self.submit, request))
 
     # -- rules, switched off --------------------------------------------------------------------------------------------
 
