@@ -29,8 +29,12 @@ class FileRange(NamedTuple):
     length: int
 
 
-def make_dir(path: str) -> None:
-    os.makedirs(path, mode=0o700, exist_ok=True)
+def make_dir(path: str, durable: bool = False) -> None:
+    """A private folder, if it is not there yet. durable: its name is on disk on return."""
+    if not os.path.isdir(path):
+        os.makedirs(path, mode=0o700, exist_ok=True)
+        if durable:
+            sync_dir(os.path.dirname(path))
 
 
 def sync_dir(path: str) -> None:
@@ -96,7 +100,7 @@ class Blobs:
 
     def _keep(self, aside: str, name: str) -> None:
         target = self.path(name)
-        make_dir(os.path.dirname(target))
+        make_dir(os.path.dirname(target), self.durable)
         faults.point("blob.rename")
         os.replace(aside, target)
         if self.durable:
@@ -229,7 +233,7 @@ class Outputs:
         if found is not None:
             self._open.move_to_end(path)
             return found
-        make_dir(os.path.dirname(path))
+        make_dir(os.path.dirname(path), durable=True)
         faults.point("output.open")
         fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         while len(self._open) >= FILES_OPEN:

@@ -47,7 +47,7 @@ CREATE TABLE job (
     finished_at REAL, reason TEXT);
 CREATE INDEX job_unfinished ON job(id) WHERE state IN ('waiting', 'queued', 'running');
 CREATE INDEX job_state ON job(state, id);
-CREATE INDEX job_user ON job(user, id);
+CREATE INDEX job_user ON job(user, state, id);
 CREATE INDEX job_name ON job(name, id);
 CREATE INDEX job_submitted ON job(submitted_at);
 CREATE INDEX job_finished ON job(finished_at) WHERE finished_at IS NOT NULL;
@@ -229,9 +229,11 @@ class Store(events.History):
             self._write(db, list(saves))
             faults.point("store.commit")
             db.execute("COMMIT")
-        except (sqlite3.Error, OSError) as error:
+        except BaseException as error:
             with contextlib.suppress(sqlite3.Error):
                 db.execute("ROLLBACK")
+            if not isinstance(error, (sqlite3.Error, OSError)):
+                raise
             full = getattr(error, "errno", None) == 28 or "full" in str(error)
             if full:
                 raise DiskFull(f"the disk with {self.folder} is full") from None
@@ -335,17 +337,21 @@ class Store(events.History):
         before: int | None = None,
     ) -> list[JobRow]:
         """Newest first; `since`: submitted or not finished within so many seconds; `before`: ids below this."""
-        tests, values = ["1"], []
+        tests: list[str] = ["1"]
+        values: list[Any] = []
         for column, value in (("state", state), ("name", name), ("user", user)):
             if value is not None:
                 tests.append(f"{column} = ?")
                 values.append(value)
         if since is not None:
-            tests.append("submitted_at >= ?")
-            values.append(time.time() - since)  # type: ignore[arg-type]
+            # ids grow with time: the first one since then bounds the walk down the ids
+            sql = "SELECT min(id) FROM job WHERE submitted_at >= ?"
+            first = self.db.execute(sql, (time.time() - since,)).fetchone()[0]
+            tests.append("id >= ?")
+            values.append(first if first is not None else 1 << 62)
         if before is not None:
             tests.append("id < ?")
-            values.append(before)  # type: ignore[arg-type]
+            values.append(before)
         sql = f"SELECT {_JOB_COLUMNS} FROM job WHERE {' AND '.join(tests)} ORDER BY id DESC LIMIT ?"
         return [JobRow(*row) for row in self.db.execute(sql, (*values, last))]
 
@@ -390,6 +396,7 @@ class Store(events.History):
 
     def backup(self, path: str) -> None:
         """A consistent copy, while all goes on."""
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         with contextlib.closing(sqlite3.connect(path)) as target:
             self.db.backup(target)
 
