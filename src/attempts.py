@@ -106,7 +106,9 @@ class Attempts:
                 key, job.python, plan.script, argv, variables, run.folder, stdin, stdout, stderr, spec["cold"],
                 tuple(spec["preload"]), spec["buffered"], spec["memory"],
             ),
-            lambda _pid, warm, why_cold: self._say(Started(key, time.time(), warm, why_cold)),
+            lambda _pid, warm, why_cold: self._say(
+                Started(key, run.handle.started_at or time.time(), warm, why_cold)
+            ),
             lambda report: self._on_exit(run, report),
         )  # fmt: skip
 

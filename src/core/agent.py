@@ -47,7 +47,7 @@ from .orders import (
 )
 
 TIMEOUT_GRACE_S = 5.0  # between SIGTERM and SIGKILL of a timed-out attempt, at most
-LEAVE_S = 8.0  # a worker that kills its jobs and leaves waits so long for their ends and for acknowledgements
+LEAVE_S = 4.0  # a worker that kills its jobs and leaves waits so long for their ends and for acknowledgements
 JOBS_KEPT = 1000  # specs kept of jobs without a task here: the manager sends each only once per connection
 FAILING_AFTER = 3  # starts in a row that failed by the worker's fault
 COLD_REASONS_KEPT = 20
