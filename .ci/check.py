@@ -78,9 +78,9 @@ def run(command: list[str], environ: dict[str, str], cwd: Path = ROOT) -> Finish
 def clean_environ(folder: Path, **more: str) -> dict[str, str]:
     """The environment of a new user: an empty HOME and TMPDIR below `folder`, no settings of Python or microcluster."""
     environ = {k: v for k, v in os.environ.items() if not k.startswith(("MICROCLUSTER_", "PYTHON", "XDG_", "PYENV_"))}
-    for name in ("home", "tmp"):
+    for name in ("home", "t"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    environ.update(HOME=str(folder / "home"), TMPDIR=str(folder / "tmp"), **more)
+    environ.update(HOME=str(folder / "home"), TMPDIR=str(folder / "t"), **more)
     return environ
 
 
@@ -227,7 +227,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="All checks of this repository.")
     parser.add_argument("only", nargs="*", choices=[[], "lint", "mission", "tests"], help="default: all three")
     only = parser.parse_args().only
-    folder = Path(tempfile.mkdtemp(prefix="microcluster-ci-"))
+    folder = Path(tempfile.mkdtemp(prefix="ci-"))
     try:
         outcomes = check_all(folder, only)
     finally:

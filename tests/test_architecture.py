@@ -104,7 +104,7 @@ class SourceFile:
 
 def is_standard(name: str) -> bool:
     """Whether `name` belongs to the standard library (of this Python, or of a later one we try to import from)."""
-    if name == "tomllib" or name in sys.builtin_module_names:
+    if name in ("tomllib", "msvcrt") or name in sys.builtin_module_names:
         return True
     if sys.version_info >= (3, 10):
         return name in sys.stdlib_module_names
