@@ -31,6 +31,7 @@ _RUNNER = b"""\
 import importlib, json, pickle, runpy, sys, traceback, types
 with open("microcluster-call", "rb") as file:
     call = json.loads(file.readline())
+    sys.argv[1:] = call["argv"]
     if call["main"]:
         module = types.ModuleType("__mp_main__")
         sys.modules["__main__"] = sys.modules["__mp_main__"] = module
@@ -50,6 +51,21 @@ with open("microcluster-call", "rb") as file:
 with open("microcluster-answer", "wb") as file:
     pickle.dump(answer, file)
 """
+
+
+def _own_package() -> dict[str, bytes]:
+    """This package, under the name that the calling script imports it by: it may not be installed on the workers."""
+    name = __name__.partition(".")[0]
+    root = os.path.dirname(os.path.abspath(__file__))
+    found: dict[str, bytes] = {}
+    for folder, below, files in os.walk(root):
+        below[:] = [one for one in below if one != "__pycache__"]
+        for file in files:
+            if file.endswith(".py"):
+                path = os.path.join(folder, file)
+                with open(path, "rb") as source:
+                    found["/".join([name, *os.path.relpath(path, root).split(os.sep)])] = source.read()
+    return found
 
 
 class RemoteTraceback(Exception):
@@ -87,6 +103,7 @@ class Executor(concurrent.futures.Executor):
         name = os.path.basename(path)
         found = {module.path: module.content for module in closure.modules_beside(os.path.abspath(path), source)}
         found[name] = source
+        found.update(_own_package())
         listed = [[to_wire(place), hashlib.sha256(content).hexdigest()] for place, content in sorted(found.items())]
         return name, listed, found
 
@@ -147,7 +164,7 @@ class Executor(concurrent.futures.Executor):
         name, modules, contents = self._script
         call = io.BytesIO()
         main = name if getattr(fn, "__module__", None) == "__main__" else None
-        call.write(json.dumps({"main": main}).encode() + b"\n")
+        call.write(json.dumps({"main": main, "argv": sys.argv[1:]}).encode() + b"\n")
         pickle.dump((fn, items), call, protocol=4)
         options = self._options
         options.name = options.name or getattr(fn, "__qualname__", "call")
