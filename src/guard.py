@@ -11,6 +11,7 @@ when its socket closes: the worker's death ends the attempt. One thread. Linux o
 
 from __future__ import annotations
 
+import _posixsubprocess
 import _signal  # type: ignore[import-not-found]
 import _socket
 import marshal
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
     from . import proctree
 
-CONTROL_FD = 3  # the launcher puts our end of the socket there
 WIRE = 2  # version of marshal that every Python reads
 MESSAGE_MAX = 32 * 1024  # larger requests come in a memfd, as a fourth descriptor
 NOTICE_S = 0.02  # an attempt that ends sooner is reported once, with its end
@@ -34,6 +34,7 @@ MEMORY_CLOSE_S = 0.05  # between looks once over half of the limit
 STUCK_S = 30.0  # for processes that even SIGKILL does not end (a dead disk): then they are left to the worker
 FAILED = 127  # exit status of a child that did not become the script; it says why in guard.failure
 NEVER = float("inf")
+PYTHON_IGNORES = (_signal.SIGPIPE, _signal.SIGXFSZ)  # in itself; a new process has to get them as they were
 Namespace: Any = type(sys.implementation)
 
 
@@ -52,16 +53,11 @@ if not TYPE_CHECKING:
 
 
 def make(control_fd: int) -> Any:
-    """Turn this process into a guard: own session, subreaper, nothing inherited but its socket."""
-    os.setsid()
-    os.chdir("/")
-    for name in os.listdir("/proc/self/fd"):
-        fd = int(name)
-        try:
-            if fd > 2 and fd != control_fd and os.get_inheritable(fd):
-                os.close(fd)  # whatever the worker was started with
-        except OSError:
-            pass  # the descriptor of the listing
+    """Turn this process into a guard: subreaper, with nothing that the worker was started with."""
+    for number in _signal.valid_signals() - {*PYTHON_IGNORES}:
+        if _signal.getsignal(number) == _signal.SIG_IGN:
+            _signal.signal(number, _signal.default_int_handler if number == _signal.SIGINT else _signal.SIG_DFL)
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
     os.set_inheritable(control_fd, False)
     wake_r, wake_w = os.pipe()
     os.set_blocking(wake_r, False)
@@ -176,7 +172,9 @@ def run(guard: Any, request: dict[str, Any], fds: list[int]) -> tuple[Any, ...]:
     job.notice = ("started", 0, code is not None, why, job.started)
     failure = None
     try:
-        job.pid = os.fork()
+        job.pid = os.fork() if code is not None or not request["swept"] else spawn(request, fds)
+    except ValueError as error:
+        failure = str(error)
     except OSError as error:
         failure = f"cannot start a process: {error.strerror}"
     if job.pid == 0 and failure is None:
@@ -185,8 +183,7 @@ def run(guard: Any, request: dict[str, Any], fds: list[int]) -> tuple[Any, ...]:
         os.close(fd)
     job.notice = ("started", job.pid, *job.notice[2:])
     if failure is None:
-        watch(guard, job)
-        guard.stuck = not end_tree(guard, job)
+        guard.stuck = watch(guard, job) and not end_tree(guard, job)
         if job.status == FAILED << 8:
             failure = os.pread(guard.failure, 4096, 0).decode("utf-8", "replace") or None
             os.ftruncate(guard.failure, 0)
@@ -194,8 +191,59 @@ def run(guard: Any, request: dict[str, Any], fds: list[int]) -> tuple[Any, ...]:
     return None, job.notice, (job.status, job.cpu, job.rss, job.over_limit, failure, time.time(), stale)
 
 
+def spawn(request: dict[str, Any], fds: list[int]) -> int:
+    """Start the script cold as subprocess.Popen does, which need not copy this process; 0 in a fork, if that cannot be.
+
+    The kernel does not end it with this process: for workers that sweep what a killed guard leaves behind. Raises
+    ValueError: why it is not to be.
+    """
+    python = request["python"]
+    env = [name + b"=" + value for name, value in environment(request).items()]
+    reading, writing = os.pipe()
+    descriptors = (fds[0], -1, -1, fds[1], -1, fds[2], reading, writing)
+    newer = sys.version_info >= (3, 11)
+    try:
+        pid = _posixsubprocess.fork_exec(
+            *([python, request["script"], *request["args"]], (python,), False, (writing,), request["cwd"], env),
+            *(
+                *descriptors,
+                True,
+                True,
+                *((-1,) if newer else ()),
+                None,
+                None,
+                None,
+                -1,
+                None,
+                *((True,) if newer else ()),
+            ),
+        )
+    except TypeError:  # a later Python calls it differently
+        return os.fork()
+    finally:
+        os.close(writing)
+        with open(reading, "rb", 0) as file:
+            said = file.read()  # nothing, once it is executed; else NAME:ERRNO:WHERE
+    if not said:
+        return int(pid)
+    os.waitpid(pid, 0)
+    _, number, where = said.split(b":", 2)
+    error = OSError(int(number, 16), os.strerror(int(number, 16)))
+    raise ValueError(unable(error, "enter" if where.startswith(b"noexec") else python))
+
+
+def unable(error: OSError, step: str | bytes) -> str:
+    """Why a script cannot be started, for people. `step`: "enter" its folder, or the interpreter that was executed."""
+    if step == "enter":
+        return f"cannot enter its working directory: {error.strerror}"
+    if isinstance(error, FileNotFoundError):
+        return f"no such interpreter: {os.fsdecode(step)}"
+    return f"cannot run the interpreter {os.fsdecode(step)}: {error.strerror}"
+
+
 def become(guard: Any, request: dict[str, Any], fds: list[int], code: Any) -> Any:
     """In the fork: become the script. Returns if it is to run warm."""
+    step: str | bytes = "enter"
     try:
         os.setsid()
         proctree.die_with(guard.pid)
@@ -203,28 +251,19 @@ def become(guard: Any, request: dict[str, Any], fds: list[int], code: Any) -> An
         _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
         for target, fd in enumerate(fds):
             os.dup2(fd, target)
-        try:
-            os.chdir(request["cwd"])
-        except OSError as error:
-            fail(guard, f"cannot enter its working directory: {error.strerror}")
-        if code is None:
-            become_cold(guard, request)
-        return guard.zygote.become(guard, request, fds, code)
-    except OSError as error:
-        fail(guard, f"cannot start: {error.strerror}")
-
-
-def become_cold(guard: Any, request: dict[str, Any]) -> None:
-    """Execute python SCRIPT ARGS as subprocess would. Does not return."""
-    python = request["python"]
-    for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
-        _signal.signal(number, _signal.SIG_DFL)  # Python ignores them, and exec would keep that
-    try:
+        os.chdir(request["cwd"])
+        step = python = request["python"]
+        if code is not None:
+            try:
+                return guard.zygote.become(guard, request, fds, code)
+            except (OSError, ValueError, TypeError, LookupError, AttributeError):
+                pass  # a new interpreter is always right
+        for number in PYTHON_IGNORES:
+            _signal.signal(number, _signal.SIG_DFL)  # exec would keep that
         os.execve(python, [python, request["script"], *request["args"]], environment(request))
-    except FileNotFoundError:
-        fail(guard, f"no such interpreter: {os.fsdecode(python)}")
     except OSError as error:
-        fail(guard, f"cannot run the interpreter {os.fsdecode(python)}: {error.strerror}")
+        os.pwrite(guard.failure, unable(error, step).encode("utf-8", "replace"), 0)
+    os._exit(FAILED)
 
 
 def environment(request: dict[str, Any]) -> dict[bytes, bytes]:
@@ -237,21 +276,18 @@ def environment(request: dict[str, Any]) -> dict[bytes, bytes]:
     return env
 
 
-def fail(guard: Any, text: str) -> None:
-    """In the fork: say why there will be no script, and end."""
-    os.pwrite(guard.failure, text.encode("utf-8", "replace"), 0)
-    os._exit(FAILED)
+def watch(guard: Any, job: Any) -> bool:
+    """Until the attempt ended by itself, or has to be ended: stopped and its grace over, killed, or too big.
 
-
-def watch(guard: Any, job: Any) -> None:
-    """Until the attempt ended by itself, or has to be ended: stopped and its grace over, killed, or too big."""
+    Gives whether anything is left of it.
+    """
     notice_at = time.monotonic() + NOTICE_S
     look_at = NEVER if job.limit is None else 0.0
     while True:
         left = proctree.reap(lambda *ended: account(job, *ended))
         now = time.monotonic()
-        if now >= job.kill_at or (job.status is not None and not (job.stopping and left)):
-            return
+        if now >= job.kill_at or not left or (job.status is not None and not job.stopping):
+            return left
         if now >= notice_at:
             if not guard.checking:
                 tell(guard, *job.notice)
@@ -260,7 +296,7 @@ def watch(guard: Any, job: Any) -> None:
             used = proctree.memory(proctree.descendants(), job.limit)
             if used > job.limit:
                 job.over_limit = True
-                return
+                return True
             look_at = now + (MEMORY_EVERY_S if used < job.limit / 2 else MEMORY_CLOSE_S)
         due = min(notice_at, look_at, job.kill_at)
         for fd, _ in guard.poll.poll(None if due == NEVER else max(0.0, due - now) * 1000 + 1):
@@ -328,7 +364,7 @@ def end_tree(guard: Any, job: Any) -> bool:
 
 
 def main() -> None:
-    guard = make(CONTROL_FD)
+    guard = make(int(sys.argv[1]))
     tell(guard, "ready", False, "")
     serve(guard)
 

@@ -91,7 +91,7 @@ class Guards:
         self.slots = slots
         self.python = python
         self.options = options or Options()
-        self.guarded = proctree.LINUX and hasattr(os, "posix_spawn") and hasattr(os, "memfd_create")
+        self.guarded = proctree.LINUX and hasattr(os, "memfd_create")
         self.closed = False
         env = os.environ if self.options.env is None else self.options.env
         env = {name: value for name, value in env.items() if not name.startswith("MICROCLUSTER_KEY")}

@@ -60,6 +60,11 @@ def become_subreaper() -> bool:
     return bool(_reaps)
 
 
+def is_subreaper() -> bool:
+    """Whether become_subreaper has been called, and worked."""
+    return bool(_reaps)
+
+
 def forbid_dumping() -> bool:
     """Keep other processes of this user from reading this one's memory."""
     return prctl(PR_SET_DUMPABLE, 0)

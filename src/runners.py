@@ -18,16 +18,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from . import proctree
+
 HERE = Path(__file__).resolve().parent
 GUARD = str(HERE / "guard.py")
 HOOK = str(HERE / "warm" / "hook")
 FLUSH = str(HERE / "warm" / "flush")
-CONTROL_FD = 3  # where a guard finds its socket
 WIRE = 2  # version of marshal that every Python reads
 MESSAGE_MAX = 32 * 1024  # a larger request goes in a memfd
 POLL_S = 0.02  # without guards: how often an attempt's end is looked for
 LAST_WORDS = 4096
-FIXED_SIGNALS = {getattr(signal, name, None) for name in ("SIGKILL", "SIGSTOP")}
 
 
 class AttemptPlan(NamedTuple):
@@ -137,29 +137,26 @@ class Guard:
         self.attempt: Attempt | None = None
         self._file: str | None = None
         self._said = b""
-        command = [python, "-I", "-S", GUARD]
+        self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        command = [python, "-I", "-S", GUARD, str(theirs.fileno())]
         if warm is not None:
             fd, self._file = tempfile.mkstemp(prefix="microcluster-", suffix=".pyc")  # empty: it is never read
             os.close(fd)
             command = [python, self._file]
             own = env.get("PYTHONPATH")
             path = HOOK if own is None else f"{HOOK}:{own}" if own else f"{HOOK}/"  # as warm/hook takes it apart
-            env = {**env, "PYTHONPATH": path, "MICROCLUSTER_GUARD": " ".join([str(CONTROL_FD), *warm])}
-        self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            env = {**env, "PYTHONPATH": path, "MICROCLUSTER_GUARD": " ".join([str(theirs.fileno()), *warm])}
         self._errors, errors = os.pipe()  # what it writes before it is ready
         try:
-            self.pid = os.posix_spawn(
-                python,
+            self._process = subprocess.Popen(
                 command,
-                env,
-                file_actions=[
-                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                    (os.POSIX_SPAWN_DUP2, errors, 1),
-                    (os.POSIX_SPAWN_DUP2, errors, 2),
-                    (os.POSIX_SPAWN_DUP2, theirs.fileno(), CONTROL_FD),
-                ],
-                setsigmask=[],
-                setsigdef=[number for number in signal.valid_signals() if number not in FIXED_SIGNALS],
+                stdin=subprocess.DEVNULL,
+                stdout=errors,
+                stderr=errors,
+                env=env,
+                cwd="/",
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
             )
         except OSError:
             self.socket.close()
@@ -168,6 +165,7 @@ class Guard:
         finally:
             theirs.close()
             os.close(errors)
+        self.pid = self._process.pid
         owner.loop.add_reader(self.socket.fileno(), self._readable)
 
     def run(self, attempt: Attempt, python: str, why_cold: str | None) -> bool:
@@ -182,6 +180,7 @@ class Guard:
             "cold": why_cold,
             "flush": b"" if plan.buffered else os.fsencode(FLUSH),
             "memory": plan.memory,
+            "swept": proctree.is_subreaper(),
         }
         data = marshal.dumps(("run", request), WIRE)
         fds = [plan.stdin, plan.stdout, plan.stderr]
@@ -210,6 +209,7 @@ class Guard:
             "cwd": b"/",
             "flush": os.fsencode(FLUSH),
             "memory": None,
+            "swept": proctree.is_subreaper(),
         }
         self.tell(("check", request))
 
@@ -226,15 +226,12 @@ class Guard:
 
     def reaped(self) -> bool:
         """Whether the process has ended, and is waited for."""
-        try:
-            return os.waitpid(self.pid, os.WNOHANG)[0] != 0
-        except ChildProcessError:
-            return True
+        return self._process.poll() is not None
 
     def last_words(self) -> str:
         """What a guard that was never ready had to say, in one line."""
         lines = self._said.decode("utf-8", "replace").strip().splitlines()
-        told = [line for line in lines if "in sitecustomize" not in line and "Bad magic number" not in line]
+        told = [line for line in lines if "rror" in line and "sitecustomize;" not in line and "Bad magic" not in line]
         return told[-1] if told else "it did not stop in its start-up" if lines else "it said nothing"
 
     def _tidy(self) -> None:

@@ -24,7 +24,7 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from typing import Any
 
 SOURCE_MAX = 4 << 20
@@ -85,7 +85,7 @@ def wait(zygote: Any, path: str) -> Any:
     os.unlink(path)
     zygote.kinds = [_kind(fd) for fd in range(3)]
     zygote.title = _title_fields()
-    zygote.stamp = list(stamp())
+    zygote.stamp = stamp(stamp_paths())
     zygote.module_stamp = list(module_stamp())
     zygote.looked_at = time.monotonic()
     guard = zygote.guard.make(zygote.control_fd)
@@ -120,23 +120,25 @@ def prepare(zygote: Any, request: dict[str, Any]) -> tuple[Any, str | None]:
     if not path.startswith(b"/"):
         path = request["cwd"] + b"/" + path  # as Python has it from 3.9 on: not normalised
     try:
-        if os.stat(path).st_mode & 0o170000 != 0o100000:
+        found = os.stat(path)
+        if found.st_mode & 0o170000 != 0o100000:
             return None, "its script is not a regular file"
+        if found.st_size > SOURCE_MAX:
+            return None, "its script is big"
         with open(path, "rb", buffering=0) as file:
-            source = file.read(SOURCE_MAX + 1)
+            source = file.read()
     except OSError:
         return None, "its script cannot be read"
     key = (path, source)
-    found = zygote.cache.pop(key, None)
-    if found is None:
-        code, why = (None, _unfit(path, source)) if len(source) <= SOURCE_MAX else (None, "its script is big")
-        if why is None:
-            code, why = compile_apart(path, source)
-        found = (code, why, path)
+    ready = zygote.cache.pop(key, None)
+    if ready is None:
+        why = _unfit(path, source)
+        code, why = (None, why) if why else compile_apart(path, source)
+        ready = (code, why, path)
         if len(zygote.cache) >= CACHED:
             del zygote.cache[next(iter(zygote.cache))]
-    zygote.cache[key] = found
-    return (found, None) if found[0] is not None else (None, found[1])
+    zygote.cache[key] = ready
+    return (ready, None) if ready[0] is not None else (None, ready[1])
 
 
 def _unfit(path: bytes, source: bytes) -> str | None:
@@ -215,46 +217,46 @@ def _sets(thing: Any, texts: bool) -> Iterator[list[Any]]:
 
 def is_stale(zygote: Any) -> bool:
     if not zygote.stale:
-        zygote.stale = list(stamp()) != zygote.stamp
+        zygote.stale = stamp(zygote.stamp) != zygote.stamp
         if time.monotonic() - zygote.looked_at > MODULES_EVERY_S:
             zygote.looked_at = time.monotonic()
             zygote.stale = zygote.stale or list(module_stamp()) != zygote.module_stamp
     return bool(zygote.stale)
 
 
-def stamp() -> Iterator[Any]:
+def stamp(paths: Iterable[str]) -> dict[str, Any]:
+    return {path: _state(path) for path in paths}
+
+
+def stamp_paths() -> Iterator[str]:
     """What start-up reads: the interpreter, its settings, where it looks for modules to run, the time zone."""
-    yield _state(sys.executable)
-    yield _state(sys.prefix + "/pyvenv.cfg")
-    yield _state("/etc/localtime")
+    yield from (sys.executable, sys.prefix + "/pyvenv.cfg", "/etc/localtime")
     for path in sys.path[1:] if not getattr(sys.flags, "safe_path", False) else sys.path:
-        if path.endswith("-packages"):
-            yield _state(path)
-            yield from pth_stamp(path)
+        if path.startswith((sys.base_prefix, sys.prefix)) or path.endswith("-packages"):
+            yield path
+            yield from pth_files(path)
         else:  # not the folder's own time: anybody may write into it all the time
-            yield _state(path + "/sitecustomize.py")
-            yield _state(path + "/usercustomize.py")
+            yield path + "/sitecustomize.py"
+            yield path + "/usercustomize.py"
     user = getattr(sys.modules.get("site"), "USER_SITE", None)
     if user:
-        yield _state(user)
+        yield user
 
 
-def pth_stamp(path: str) -> Iterator[Any]:
+def pth_files(path: str) -> list[str]:
     try:
-        names = os.listdir(path)
+        return [path + "/" + name for name in os.listdir(path) if name.endswith(".pth")]
     except OSError:
-        return
-    for name in names:
-        if name.endswith(".pth"):
-            yield _state(path + "/" + name)
+        return []
 
 
 def module_stamp() -> Iterator[Any]:
     """The files of what start-up imported from elsewhere than the standard library."""
     standard = os.path.dirname(os.__file__) + "/"
-    for module in list(sys.modules.values()):
+    for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
-        if isinstance(file, str) and (not file.startswith(standard) or "-packages" in file):
+        custom = name in ("sitecustomize", "usercustomize")
+        if isinstance(file, str) and (custom or not file.startswith(standard) or "-packages" in file):
             yield _state(file)
 
 
@@ -272,7 +274,7 @@ def _state(path: str) -> tuple[int, int, int] | None:
 def become(zygote: Any, guard: Any, request: dict[str, Any], fds: list[int], found: tuple[Any, ...]) -> Any:
     """Leave nothing of ours, and give the loader that C asked for. The descriptors 0 to 2 are the script's already."""
     code, _, path = found
-    for fd in (*fds, guard.wake_r, guard.wake_w, guard.failure, guard.control.detach()):
+    for fd in (*fds, guard.wake_r, guard.wake_w, guard.control.detach()):
         os.close(fd)
     fd = os.memfd_create("code")
     os.write(fd, code)
@@ -298,6 +300,7 @@ def become(zygote: Any, guard: Any, request: dict[str, Any], fds: list[int], fou
     random = sys.modules.get("numpy.random")
     if random is not None:
         random.seed()  # else every fork draws the same numbers
+    os.close(guard.failure)
     return external.SourceFileLoader("__main__", file)
 
 

@@ -12,12 +12,13 @@ import unittest
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 from src import proctree
 from src.launcher import Attempt, AttemptPlan, ExitReport, Guards, Options
 from src.runners import size
 from tests.support.leaks import MARK, Case, describe_process, marked_pids
-from tests.support.marks import linux_only
+from tests.support.marks import linux_only, slow
 from tests.support.waiting import FACTOR, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,7 +62,8 @@ class LauncherCase(Case):
     """Runs scripts through Guards in this thread."""
 
     slots = 1
-    options: Options | None = None
+    cold = False
+    spawned = False  # cold without a fork, as in a worker that is a subreaper
 
     def setUp(self) -> None:
         self.loop = TinyLoop()
@@ -70,8 +72,10 @@ class LauncherCase(Case):
         self.folder.mkdir()
         self.addCleanup(self._remove)
         self.env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-        options = (self.options or Options())._replace(env=self.env)
-        self.guards = Guards(self.loop, self.slots, sys.executable, options)
+        patch = mock.patch.object(proctree, "is_subreaper", lambda: self.spawned)
+        patch.start()
+        self.addCleanup(patch.stop)
+        self.guards = Guards(self.loop, self.slots, sys.executable, Options(cold=self.cold, env=self.env))
         self.addCleanup(self.guards.close)
         self.mark = os.environ[MARK] + "-attempt"  # tells scripts from guards, and from what those do by themselves
         self.running: list[Running] = []
@@ -244,6 +248,15 @@ class TestRunning(LauncherCase):
         self.assertEqual(ended[0].exit_code, 0)
 
 
+@slow
+class TestRunningCold(TestRunning):
+    cold = True
+
+
+class TestRunningSpawned(TestRunning):
+    cold = spawned = True
+
+
 class TestFlushing(LauncherCase):
     LOOK = (
         "import os, sys; print(sys.stdout.line_buffering, os.environ.get('PYTHONPATH'), 'sitecustomize' in sys.modules)"
@@ -317,7 +330,7 @@ print("ready"); time.sleep(600)
         script = """
 import os, signal, sys, time
 def late(*_):
-    print("child cleaned up"); os._exit(0)
+    os.write(1, b"child cleaned up\n"); os._exit(0)  # print may be what was interrupted
 if os.fork() == 0:
     signal.signal(signal.SIGTERM, late)
     os.setsid()
@@ -419,6 +432,16 @@ print("big"); time.sleep(600)
         self.assertEqual((report.exit_code, report.reason), (0, None))
 
 
+@slow
+class TestTreesCold(TestTrees):
+    cold = True
+
+
+@slow
+class TestTreesSpawned(TestTrees):
+    cold = spawned = True
+
+
 @linux_only
 class TestGuards(LauncherCase):
     def test_a_guard_that_is_killed_takes_its_script_along(self) -> None:
@@ -435,7 +458,7 @@ class TestGuards(LauncherCase):
         self.do("print(1)")
         (pid,) = self.guards.pids()
         os.kill(pid, signal.SIGKILL)
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # our request must not be on its way while it dies
         self.assertEqual(self.do("print(2)")[1], "2\n")
 
     def test_closing_ends_everything(self) -> None:
