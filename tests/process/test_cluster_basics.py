@@ -273,7 +273,14 @@ class TestSecrecy(ClusterCase):
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
         hello = {"t": "hello", "mc": 1, "version": "0.1.0", "role": "client", "kid": "0" * 16, "nc": "0" * 64}
-        requests = [b"", b"GET / HTTP/1.1\r\n\r\n", b"\xff" * 64, _frame({"t": "list", "n": 1}), _frame(hello)]
+        proof = {"t": "proof", "mac": "0" * 64}
+        requests = [
+            b"",
+            b"GET / HTTP/1.1\r\n\r\n",
+            b"\xff" * 64,
+            _frame({"t": "list", "n": 1}),
+            _frame(hello) + _frame(proof),
+        ]
         for request in requests:
             with self.subTest(request=request[:40]), _connect(self.manager) as plain:
                 with context.wrap_socket(plain) as secure:

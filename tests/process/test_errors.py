@@ -75,9 +75,11 @@ class TestUsage(ErrorCase):
 
     def test_a_malformed_id(self) -> None:
         for word in ("seven", "1.2.3", "-1", "1.", "9-7", "7.5-2", "0x7", ""):
-            for verb in ("result", "status", "wait", "cancel"):
-                with self.subTest(verb, id=word):
-                    self.assertEqual(client(self.manager, verb, "--", word).returncode, 2)
+            with self.subTest(id=word):
+                self.assertEqual(client(self.manager, "status", "--", word).returncode, 2)
+        for verb in ("wait", "cancel", "retry", "fetch"):
+            with self.subTest(verb):
+                self.assertEqual(client(self.manager, verb, "1.2.3").returncode, 2)
         self.assert_error(client(self.manager, "result", "seven"), 2, "seven")
 
     def test_last_of_none(self) -> None:
