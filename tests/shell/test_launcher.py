@@ -330,7 +330,7 @@ print("ready"); time.sleep(600)
         script = """
 import os, signal, sys, time
 def late(*_):
-    os.write(1, b"child cleaned up\n"); os._exit(0)  # print may be what was interrupted
+    os.write(1, b"child cleaned up\\n"); os._exit(0)  # print may be what was interrupted
 if os.fork() == 0:
     signal.signal(signal.SIGTERM, late)
     os.setsid()
