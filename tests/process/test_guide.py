@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.support.leaks import Case
 from tests.support.marks import linux_only, slow
-from tests.support.servers import enter_class, running_manager, running_worker
+from tests.support.servers import Manager, enter_class, running_manager, running_worker
 from tests.support.waiting import FACTOR
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,6 +29,9 @@ def sections() -> dict[str, list[tuple[str, str]]]:
 @slow
 @linux_only
 class TestGuide(Case):
+    manager: Manager
+    folder: Path
+
     @classmethod
     def setUpClass(cls) -> None:
         cls.manager = enter_class(cls, running_manager())

@@ -18,7 +18,8 @@ def of_attempt(**changes: object) -> dict[str, str]:
 class TestInherited(unittest.TestCase):
     def test_nothing_secret_is_handed_on(self) -> None:
         secret = [
-            "MICROCLUSTER_KEY", "MICROCLUSTER_KEY_FILE", "MICROCLUSTER_HOME", "SSH_AUTH_SOCK", "GITHUB_TOKEN", "AWS_SECRET_ACCESS_KEY",
+            "MICROCLUSTER_KEY", "MICROCLUSTER_KEY_FILE", "MICROCLUSTER_HOME", "SSH_AUTH_SOCK", "GITHUB_TOKEN",
+            "AWS_SECRET_ACCESS_KEY",
             "DB_PASSWORD", "API_KEY", "OPENAI_API_KEY", "token", "GOOGLE_APPLICATION_CREDENTIALS",
         ]  # fmt: skip
         plain = ["PATH", "HOME", "LANG", "TOKENIZERS_PARALLELISM", "MAX_TOKENS", "KEYBOARD"]
