@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import signal
 
-# A shell starts what it sends to the background with SIGINT ignored, and every child of ours would inherit that.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell starts what it sends to the background with these ignored, and every child of ours would inherit that.
+for _number, _default in (
+    (signal.SIGINT, signal.default_int_handler),
+    (getattr(signal, "SIGQUIT", signal.SIGINT), signal.SIG_DFL),
+):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _default)
