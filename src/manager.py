@@ -7,6 +7,7 @@ Output of tasks goes from here straight to the spool; content (blobs) through a 
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -38,6 +39,7 @@ BACKLOG_MAX = 16 << 20  # bytes that wait for the core; past it, connections tha
 MESSAGE_BYTES = 4096  # what a message counts there besides its payload
 CLOSE_S = 1.0  # at the end, answers that are on their way have so long to leave
 FILES_MAX = 65_536
+GC_EVERY = 20_000  # new objects; most are rows and messages, which are never in cycles
 BLOB_KINDS = frozenset(("put", "have"))
 
 
@@ -231,7 +233,12 @@ def _more_descriptors() -> None:
 def run_manager(settings: Any) -> int:
     """`run.py manager`: serve until SIGTERM or SIGINT; the exit code. Main thread."""
     manager = Manager(settings)
+    # What is loaded stays: looking through it for garbage, again and again, takes longer than loading it.
+    gc.disable()
     manager.open()
+    gc.freeze()
+    gc.set_threshold(GC_EVERY)
+    gc.enable()
     stopping: list[int] = []
 
     def on_signal(number: int, _frame: Any) -> None:
