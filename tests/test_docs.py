@@ -69,7 +69,14 @@ class TestText(unittest.TestCase):
     def test_files_that_are_named_exist(self) -> None:
         named = set(re.findall(r"`((?:src|tests|docs|test_scripts)/[\w/.-]*)`", all_text()))
         named |= set(re.findall(r"\b(test_scripts/\w+\.py|tests/\w+/\w+\.py)\b", all_text()))
+        for program in (ROOT / "src").glob("*.py"):
+            named |= set(re.findall(r"\b(test_scripts/\w+\.py)\b", program.read_text("utf-8")))
         self.assertEqual(sorted(name for name in named if not (ROOT / name).exists()), [])
+
+    def test_every_module_has_its_line_in_the_architecture(self) -> None:
+        text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+        modules = {path.name for folder in ("src", "src/core") for path in (ROOT / folder).glob("*.py")}
+        self.assertEqual(sorted(name for name in modules - {"__init__.py"} if f"`{name}`" not in text), [])
 
 
 class TestProtocol(unittest.TestCase):
