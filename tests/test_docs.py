@@ -79,6 +79,14 @@ class TestText(unittest.TestCase):
         self.assertEqual(sorted(name for name in modules - {"__init__.py"} if f"`{name}`" not in text), [])
 
 
+class TestPackage(unittest.TestCase):
+    def test_every_folder_with_modules_is_installed(self) -> None:
+        text = (ROOT / "pyproject.toml").read_text("utf-8")
+        for path in (ROOT / "src").rglob("__init__.py"):
+            words = ("microcluster", *path.parent.relative_to(ROOT / "src").parts)
+            self.assertIn(f'"{".".join(words)}"', text)
+
+
 class TestProtocol(unittest.TestCase):
     def test_the_state_diagram_is_the_table(self) -> None:
         found = DIAGRAM.search(PROTOCOL.read_text("utf-8"))
