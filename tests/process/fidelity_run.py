@@ -20,7 +20,7 @@ from src.loop import Loop
 from tests.process.fidelity_table import Probe
 
 ADDRESS = re.compile(rb"0x[0-9a-fA-F]{5,}")
-LIMIT_S = 120.0
+LIMIT_S = 60.0
 
 
 class Seen(NamedTuple):
