@@ -38,9 +38,9 @@ FULL_ERRNOS = frozenset((errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)))
 
 
 class Request(NamedTuple):
-    """A client's request (or news of the net thread, with conn None)."""
+    """A client's request, or of kind "gone": it left."""
 
-    conn: Conn | None
+    conn: Conn
     kind: str
     header: dict[str, Any]
 
@@ -110,7 +110,8 @@ class Core:
         self.committed = 0
         self._timers = Timers()
         self._inbox: deque[tuple[Any, int]] = deque()
-        self._wake = threading.Condition()  # guards _inbox and _stopping
+        self._grown: dict[tuple[int, int], None] = {}  # tasks whose output grew
+        self._wake = threading.Condition()  # guards _inbox, _grown and _stopping
         self._stopping = False
         self._aside: list[tuple[Any, int]] = []  # taken out of the inbox while the disk was full
         self._thread = threading.Thread(target=self._run, name="core", daemon=True)
@@ -126,6 +127,12 @@ class Core:
         """An event or a Request; `size` comes back through Manager.deliver once it is taken. Any thread."""
         with self._wake:
             self._inbox.append((item, size))
+            self._wake.notify()
+
+    def grew(self, tasks: list[tuple[int, int]]) -> None:
+        """Output of these tasks is in the spool: their readers should look. Any thread."""
+        with self._wake:
+            self._grown.update(dict.fromkeys(tasks))
             self._wake.notify()
 
     def stop(self) -> None:
@@ -159,7 +166,7 @@ class Core:
     def _take(self) -> list[tuple[Any, int]] | None:
         """All that waits, after at least one thing came or a deadline passed; None at the end."""
         with self._wake:
-            while not self._inbox and not self._aside:
+            while not (self._inbox or self._aside or self._grown):
                 if self._stopping:
                     return None
                 due = self._next_due()
@@ -169,7 +176,9 @@ class Core:
                 self._wake.wait(left if left is None else min(left, SLEEP_MAX_S))
             batch = self._aside + list(self._inbox)
             self._inbox.clear()
+            grown, self._grown = self._grown, {}
         self._aside = []
+        self.desk.reader.grew(grown)
         return batch
 
     def _next_due(self) -> float | None:

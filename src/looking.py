@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 PAGE_BYTES = 200_000  # of views in one answer: a frame takes 256 KiB
 ROWS_A_PAGE = 400  # jobs read for one answer of `list`
 FILES_A_PAGE = 1500
+RESOLVED_MAX = 4000
 CHUNK_MAX = 4 << 20  # bytes of a chunk of --each-line
 CHUNKS_KEPT = 4
 RUNNING_SHOWN = 100  # tasks of a worker
@@ -140,7 +141,10 @@ class Looks:
     def _resolve(self, request: Request) -> None:
         """Selectors to [job, first position, last position, count]."""
         found = []
-        for target in self._desk.targets(request.header["ids"])[:5000]:
+        targets = self._desk.targets(request.header["ids"])
+        if len(targets) > RESOLVED_MAX:
+            raise UsageError(f"more than {RESOLVED_MAX} jobs at once")
+        for target in targets:
             count = self._desk.row(target.job).count
             lo, hi = (0, count - 1) if target.lo is None or target.hi is None else (target.lo, target.hi)
             found.append([target.job, lo, hi, count])
@@ -189,7 +193,7 @@ class Looks:
         content.measure(self._desk.outputs)
         found = {
             "version": __version__,
-            "role": request.conn.peer.role if request.conn is not None else None,
+            "role": request.conn.peer.role,
             "secure": self._core.manager.keys is not None,
             "workers": sum(item["link"] is not None for item in workers),
             "slots": sum(item["slots"] for item in workers if item["link"] is not None),

@@ -6,6 +6,7 @@ output to grow, an attempt to start or end. Core thread.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from .core import events
@@ -69,7 +70,7 @@ class Reader:
         self._of.setdefault(request.conn, {})[poll] = None
         poll.timer = self._desk.core.call_later(header["wait"], lambda: self._give_up(poll))
 
-    def grew(self, tasks: list[tuple[int, int]]) -> None:
+    def grew(self, tasks: Iterable[tuple[int, int]]) -> None:
         """Output arrived; looked at after this batch's commit."""
         for job, pos in tasks:
             if any(poll.request.header["live"] for poll in self._polls.get(job, {}).get(pos, ())):

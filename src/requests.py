@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .core import events, framing, messages
+from .core import events, framing, messages, views
 from .core.errors import StoreError, UsageError
 from .core.jobs import JobRow, spec_blobs
 from .core.saves import DropOutput
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 SPECS_KEPT = 500  # parsed ones
 SPEC_MAX = 32 << 20  # bytes of a description that comes as content
+ARGS_MAX = 8 << 20  # bytes of arguments that are content
 MANIFEST_MAX = 256 << 20  # bytes of a list of files
 WHOLE_KEPT = 10_000  # lists of files that are known to be here with all their files
 RANGE_MAX = 10_000  # jobs in one selector 7-9
@@ -68,9 +69,7 @@ class Desk:
     def take(self, request: Request) -> events.Event | None:
         """A request of this batch; what it means for the brain, if anything."""
         kind = request.kind
-        if kind == "grew":
-            self.reader.grew(request.header["tasks"])
-        elif kind == "gone":
+        if kind == "gone":
             self.waits.gone(request.conn)
             self.reader.gone(request.conn)
         elif kind in self._changes:
@@ -104,13 +103,11 @@ class Desk:
 
     def answer(self, request: Request, header: dict[str, Any], payload: Any = b"") -> None:
         header["t"], header["n"] = "ok", request.header["n"]
-        if request.conn is not None:
-            self.core.answers.append((request.conn, header, payload))
+        self.core.answers.append((request.conn, header, payload))
 
     def fail(self, request: Request, code: str, message: str, **more: Any) -> None:
         header = {"t": "error", "n": request.header.get("n"), "code": code, "message": message, **more}
-        if request.conn is not None:
-            self.core.answers.append((request.conn, header, b""))
+        self.core.answers.append((request.conn, header, b""))
 
     # -- submit --------------------------------------------------------------------------------------------------------
 
@@ -251,11 +248,20 @@ class Desk:
         found = self._specs.get(job)
         if found is None:
             spec = json.loads(self.row(job).spec)
+            if spec["args_blob"] is not None:
+                spec["args"] = self._args(spec["args_blob"])
             found = (spec, spec_indices(spec))
             if len(self._specs) > SPECS_KEPT:
                 self._specs.clear()
             self._specs[job] = found
         return found
+
+    def _args(self, name: str) -> list[str] | None:
+        """Many arguments, which are content, as far as they are shown."""
+        try:
+            return views.few_args(json.loads(self._blob(name, ARGS_MAX) or b"null"))
+        except (UsageError, ValueError, TypeError):
+            return None
 
     def targets(self, ids: list[dict[str, Any]]) -> list[events.Target]:
         """Selectors to jobs and positions (None: all of the job); raises NoSuch, UsageError."""

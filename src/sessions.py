@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from .content import WANTED_MAX
 from .core import events, messages
 from .core.jobs import Finish, TaskKey
-from .corethread import Request
 from .log import Seldom
 
 if TYPE_CHECKING:
@@ -123,7 +122,7 @@ class WorkerSession:
             at = end
         if got:
             conn.send({"t": "work", "got": got})
-            self._manager.core.post(Request(None, "grew", {"tasks": [(one[0], one[1]) for one in got]}))
+            self._manager.core.grew([(one[0], one[1]) for one in got])
         started = [tuple(item[:6]) for item in header.get("started") or () if tuple(item[:3]) in assigned]
         recalled = [TaskKey(*key[:3]) for key in header.get("recalled") or () if tuple(key[:3]) in assigned]
         if started or finished or recalled:

@@ -12,7 +12,7 @@ from .jobs import CANCELLED, FAILED, QUEUED, RUNNING, SUCCEEDED, TERMINAL, WAITI
 from .syntax import Indexes, from_wire, grid_at
 
 TIME_END = 253_402_300_799  # the last second of the year 9999
-ARGS_MAX = 32_000  # characters of all arguments that are shown
+ARGS_MAX = 24_000  # characters of all arguments that are shown
 LIST_MAX = 4_000  # characters of other lists
 TEXT_MAX = 1_000
 
@@ -41,6 +41,11 @@ def _few(values: Any, most: int = LIST_MAX) -> list[str]:
     return found
 
 
+def few_args(args: list[Any]) -> list[str]:
+    """Arguments (wire strings) as they are shown."""
+    return _few((_plain(arg) for arg in args), ARGS_MAX)
+
+
 def _named(values: Any) -> dict[str, Any]:
     """A mapping of names to numbers or texts, as far as it is worth showing, and is one."""
     found: dict[str, Any] = {}
@@ -52,6 +57,10 @@ def _named(values: Any) -> dict[str, Any]:
                 break
             found[str(key)] = value
     return found
+
+
+def _brief(text: str | None) -> str | None:
+    return text[:LIST_MAX] if text is not None else None
 
 
 def _number(value: Any) -> Any:
@@ -100,7 +109,7 @@ def _common(row: JobRow, spec: dict[str, Any]) -> dict[str, Any]:
     return {
         "name": row.name,
         "script": _plain(spec["script"]["name"]),
-        "args": _few((_plain(arg) for arg in args), ARGS_MAX) if args is not None else None,
+        "args": few_args(args) if args is not None else None,
         "priority": row.priority,
         "user": row.user,
         "submitted_at": stamp(row.submitted_at),
@@ -113,10 +122,10 @@ def job_view(
     row: JobRow, spec: dict[str, Any], indices: Indexes, task: TaskRow | None, waiting_reason: str | None
 ) -> dict[str, Any]:
     """A job; one of a single task shows its task's fields, an array the counts of its tasks."""
-    view: dict[str, Any] = {"id": str(row.id), "state": row.state, "reason": row.reason, **_common(row, spec)}
+    view: dict[str, Any] = {"id": str(row.id), "state": row.state, "reason": _brief(row.reason), **_common(row, spec)}
     view.update(_task_fields(task if row.count == 1 else None))
     if task is not None and row.count == 1:
-        view["reason"] = task.reason or row.reason
+        view["reason"] = _brief(task.reason or row.reason)
         if row.state in (SUCCEEDED, FAILED, CANCELLED) and view["finished_at"] is None:
             view["finished_at"] = stamp(row.finished_at)
     else:
@@ -133,7 +142,7 @@ def job_view(
         }  # fmt: skip
     if spec["grid"] is not None:
         view["parameters"] = {
-            name[:TEXT_MAX]: _few(values if len(values) <= 20 else [*values[:19], "..", values[-1]])
+            name[:100]: _few(values if len(values) <= 20 else [*values[:19], "..", values[-1]], LIST_MAX // 10)
             for name, values in spec["grid"][:20]
         }
     return view
@@ -156,7 +165,7 @@ def task_view(
     """One task of a job; `line`: its line of --each-line."""
     index = indices.at(pos)
     view: dict[str, Any] = {"id": task_id(row.id, spec, indices, pos), "state": state}
-    view["reason"] = task.reason if task is not None else (row.reason if state == CANCELLED else None)
+    view["reason"] = _brief(task.reason if task is not None else (row.reason if state == CANCELLED else None))
     view.update(_common(row, spec))
     view.update(_task_fields(task))
     view["index"] = index

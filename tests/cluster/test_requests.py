@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import collections
+import json
 import os
+import random
 from pathlib import Path
 from typing import Any
 
 from src import keys
+from src.core import messages
 from src.core.errors import KeyProblem, Refused
 from src.link import Link
 from tests.cluster.fakes import (
@@ -25,9 +29,23 @@ from tests.cluster.fakes import (
     worker,
 )
 from tests.support.marks import slow
+from tests.support.sim import spec
 from tests.support.waiting import wait_until
 
 LARGE = 300_000  # bytes: more than what is stored beside a task's row
+
+
+def _anything(chance: random.Random) -> Any:
+    """A value that may be what a field wants."""
+    sel = {
+        "job": chance.choice((1, 2, 9, "last")),
+        "lo": chance.choice((None, 0, 3)),
+        "hi": chance.choice((None, 0, 4)),
+    }
+    values: tuple[Any, ...] = (0, 1, 2, 5, 1 << 52, -1, 1.5, True, None, "x", "0" * 32, "f" * 64, [], {}, ["f" * 64], [sel], [sel, sel],
+              [{"job": 1, "to": 3}], ["lab"], [[1, 2]], [["f" * 64, 1]], [[["f" * 64, 3]]], spec(), spec(count=3),
+              {"job": 1})  # fmt: skip
+    return chance.choice(values)
 
 
 def _exists(link: Link, job: int) -> bool:
@@ -209,6 +227,12 @@ class TestLooking(ManagerCase):
         grid = submit(self.link, count=4, grid=[["lr", ["0.1", "0.2"]], ["seed", ["1", "2"]]])
         self.assertEqual(status(self.link, grid, 2)["parameters"], {"lr": "0.2", "seed": "1"})
 
+    def test_many_arguments_are_shown_as_far_as_that_makes_sense(self) -> None:
+        args = json.dumps([f"argument {n}" for n in range(10_000)]).encode()
+        self.link.request({"t": "put", "hash": hash_of(args), "size": len(args), "offset": 0}, args)
+        view = status(self.link, submit(self.link, args=None, args_blob=hash_of(args)))
+        self.assertEqual((view["args"][:2], view["args"][-1]), (["argument 0", "argument 1"], ".."))
+
     def test_workers_and_their_tasks(self) -> None:
         job = submit(self.link, count=2, array="7-8")
         with worker(self.manager, "lab-1", labels=["gpu"]) as w:
@@ -278,6 +302,25 @@ class TestStrangeClients(ManagerCase):
         self.assertEqual(
             self.link.request({"t": "list", "since": 1 << 52, "last": 1 << 52, "before": 1 << 52})[0]["more"], None
         )
+
+    def test_random_requests_are_answered(self) -> None:
+        chance = random.Random(20)
+        for _ in range(3):
+            submit(self.link, count=5, array="0-4")
+        numbers = []
+        for _ in range(1500):
+            kind = chance.choice(sorted(set(messages.CLIENT) - {"prune"}))
+            header = {"t": kind, **{name: _anything(chance) for name in messages.CLIENT[kind] if chance.random() < 0.9}}
+            header["wait"], header["timeout"] = 0, 0
+            numbers.append(self.link.post(header, b"x" * chance.choice((0, 0, 5))))
+        codes: collections.Counter[str] = collections.Counter()
+        for number in numbers:
+            try:
+                self.link.answer(number, 60)
+            except Refused as error:
+                codes[error.code] += 1
+        self.assertEqual(codes["internal"], 0, codes)
+        self.assertGreater(len(numbers) - sum(codes.values()), 100, codes)
 
     def test_a_defect_in_one_answer_is_not_the_end(self) -> None:
         self.manager.core.desk._looks["info"] = lambda request: 1 // 0  # type: ignore[assignment]

@@ -95,7 +95,7 @@ class TestJobs(unittest.TestCase):
         long = "\u20ac" * 100_000
         view = job_view(
             job_row(), None, args=[long] * 1000, returns=[long] * 100, on=[long] * 100, resources={long: 1},
-            grid=[[long, [long] * 50]] * 50, array=None, name=long[:1000],
+            grid=[[f"{n}{long}", [long] * 50] for n in range(50)], array=None, name=long[:1000],
         )  # fmt: skip
         self.assertLess(len(json.dumps(view, ensure_ascii=False).encode()), 250_000)
         self.assertEqual(view["args"][-1], "..")
