@@ -9,13 +9,13 @@ has one thread; link.py holds a lock): an OpenSSL object is not made for that, a
 from __future__ import annotations
 
 import contextlib
-import secrets
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import __version__
 from .core import framing, handshake
-from .core.errors import KeyProblem, LinkError, ProtocolError, Refused
+from .core.errors import KeyProblem, LinkError, ProtocolError, Refused, Unreachable
 from .keys import ManagerKeys, PeerKey, check_pin
 
 if TYPE_CHECKING:
@@ -105,11 +105,14 @@ class Channel:
     def _messages(self, pieces: list[bytes]) -> list[Message]:
         found: list[Message] = []
         for piece in pieces:
-            for header, payload in self._decoder.feed(piece):
-                if self.peer is None:
-                    self._greet(header)
-                else:
-                    found.append((header, payload))
+            while self.peer is None:  # one by one: what the next may be depends on it
+                frames = self._decoder.feed(piece, 1)
+                if not frames:
+                    break
+                piece = b""
+                self._greet(frames[0][0])
+            else:
+                found += self._decoder.feed(piece)
         return found
 
     def send(self, header: dict[str, Any], payload: bytes = b"") -> None:
@@ -216,7 +219,7 @@ class ServerChannel(Channel):
                 return
             # An unknown key id takes the same way with a key that nobody has: same time, same error.
             self._key = self._keys.find(header["kid"])
-            self._nonce = secrets.token_hex(32)
+            self._nonce = os.urandom(32).hex()
             self._write(framing.encode({"t": "challenge", "ns": self._nonce, "mac": self._proof("server")}))
             return
         good = handshake.same(self._proof("client"), header.get("mac"))
@@ -230,7 +233,7 @@ class ServerChannel(Channel):
 
     def _proof(self, label: str) -> str:
         assert self._keys is not None
-        secret = self._key.secret if self._key is not None else secrets.token_bytes(32)
+        secret = self._key.secret if self._key is not None else os.urandom(32)
         nonces = (self._hello["nc"], self._nonce)
         return handshake.proof(secret, label, self._hello["role"], self._hello["kid"], nonces, self._keys.pin)
 
@@ -254,7 +257,7 @@ class ClientChannel(Channel):
 
         super().__init__(make)
         self._key, self._wanted, self._where = key, wanted, where
-        self._nonce = secrets.token_hex(32)
+        self._nonce = os.urandom(32).hex()
         self._certificate = b""
         self._first = True
         self._challenged = False
@@ -291,7 +294,9 @@ class ClientChannel(Channel):
             raise KeyProblem(f"{self._where} uses TLS: leave out --insecure and copy cluster.key from its machine")
 
     def _tls_problem(self, error: ssl.SSLError) -> LinkError:
-        return ProtocolError(f"{self._where} does not speak microcluster (TLS: {error.reason}): check host and port")
+        return ProtocolError(
+            f"{self._where} does not speak microcluster (TLS: {error.reason or error}): check host and port"
+        )
 
     def _ended(self) -> None:
         if self.peer is None:
@@ -333,4 +338,6 @@ class ClientChannel(Channel):
             raise KeyProblem(message)
         if code == "protocol":
             raise ProtocolError(message)
+        if code == "busy":
+            raise Unreachable(message)
         raise Refused(message, code)

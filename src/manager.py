@@ -22,9 +22,8 @@ from .content import Content, Gate
 from .core import events, messages
 from .core.errors import MicroclusterError, StoreError
 from .corethread import Core, Request
-from .listen import Server
 from .loop import Loop
-from .net import Conn
+from .net import Conn, Server
 from .sessions import NoRoom, WorkerSession
 from .spool import Blobs, Outputs
 from .store import Store

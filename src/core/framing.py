@@ -16,7 +16,8 @@ PAYLOAD_MAX = 1024 * 1024
 DEPTH_MAX = 32
 _HEAD = Struct(">II")
 _ODD = re.compile("[\ud800-\udfff\x00]")
-_TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
+# A text that does not end must match too: else the search starts again at each quote in it, for minutes.
+_TOKENS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[{]|[\]}]', re.DOTALL)
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
 
@@ -25,8 +26,11 @@ class FrameError(ValueError):
 
 
 def encode(header: dict[str, Any], payload: bytes = b"") -> bytes:
-    """One frame. Raises FrameError when it is larger than a peer accepts."""
-    text = _encode(header).encode("utf-8")
+    """One frame. Raises FrameError when a peer would not accept it."""
+    try:
+        text = _encode(header).encode("utf-8")
+    except ValueError as error:  # NaN, or a surrogate
+        raise FrameError(f"a message cannot be sent: {error}"[:200]) from None
     if len(text) > HEADER_MAX or len(payload) > PAYLOAD_MAX:
         raise FrameError(f"a message of {len(text)} + {len(payload)} bytes is too large")
     return _HEAD.pack(len(text), len(payload)) + text + payload
@@ -117,8 +121,8 @@ class Decoder:
         self._buffer = bytearray()
         self._need = 8
 
-    def feed(self, data: bytes) -> list[tuple[dict[str, Any], bytes]]:
-        """All frames that are complete now; raises FrameError."""
+    def feed(self, data: bytes, most: int = 1 << 30) -> list[tuple[dict[str, Any], bytes]]:
+        """The frames that are complete now, at most so many: `feed(b"")` gives the next ones. Raises FrameError."""
         buffer = self._buffer
         buffer += data
         if len(buffer) < self._need:
@@ -127,7 +131,7 @@ class Decoder:
         start, size = 0, len(buffer)
         view = memoryview(buffer)
         try:
-            while size - start >= 8:
+            while size - start >= 8 and len(found) < most:
                 header_size, payload_size = _HEAD.unpack_from(buffer, start)
                 if header_size > self.header_max or payload_size > self.payload_max:
                     raise FrameError(f"a message of {header_size} + {payload_size} bytes is not allowed here")

@@ -272,7 +272,14 @@ class TestSecrecy(ClusterCase):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-        hello: dict[str, object] = {"t": "hello", "mc": 1, "version": "0.1.0", "role": "client", "kid": "0" * 16, "nc": "0" * 64}
+        hello: dict[str, object] = {
+            "t": "hello",
+            "mc": 1,
+            "version": "0.1.0",
+            "role": "client",
+            "kid": "0" * 16,
+            "nc": "0" * 64,
+        }
         proof: dict[str, object] = {"t": "proof", "mac": "0" * 64}
         requests = [
             b"",
