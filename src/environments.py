@@ -180,7 +180,7 @@ class Environments:
 
     def _lock(self, key: str, exclusive: bool, wait: bool = False) -> int | None:
         """A descriptor that holds the lock until it is closed; None: somebody else has it, or there are no locks."""
-        descriptor = os.open(self.root / f"{key}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(self.root / f"{key}.lock", os.O_RDWR | os.O_CREAT, 0o600)
         if fcntl is None:
             return descriptor
         try:

@@ -86,9 +86,8 @@ class Fetches:
 
     # -- what comes ----------------------------------------------------------------------------------------------------
 
-    def on_blob(self, header: dict[str, Any], payload: bytes) -> None:
+    def on_blob(self, name: str, size: int, offset: int, payload: bytes) -> None:
         """A piece. Those that do not go on where we are (a repeat, or one of an earlier question) change nothing."""
-        name, size, offset = header["hash"], header["size"], header["offset"]
         if name not in self._wishes:
             return
         if size > LARGE_BYTES and offset + len(payload) >= size:

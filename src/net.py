@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from .channel import Channel
 from .core.errors import LinkError, MicroclusterError, Unreachable
+from .core.framing import FrameError
 from .loop import Loop
 from .spool import FileRange
 
@@ -166,7 +167,7 @@ class Conn:
         try:
             while True:
                 self._seal()
-                if not self._raw:
+                if not self._raw or not self.is_open:
                     break
                 sent = self._sock.send(self._raw)
                 self._last_sent = time.monotonic()
@@ -196,7 +197,12 @@ class Conn:
             else:
                 data = payload
                 self._queued_bytes -= len(payload) + 64
-            self.channel.send(header, data)
+            try:
+                self.channel.send(header, data)
+            except FrameError as error:  # a defect of ours: it costs this connection, not all of them
+                log.error("a message to %s cannot be sent: %s", self.address, error)
+                self._fail(LinkError(f"a message to it cannot be sent: {error}"))
+                return
             taken += len(data) + 64
         out = self.channel.outgoing()
         if out:

@@ -16,7 +16,7 @@ from .core.jobs import TaskKey
 
 MOMENT_S = 0.015  # a line of output may wait so long for company; twice that is far below what a person notices
 PAYLOAD_BYTES = 768 * 1024  # of one message; the largest single piece on top stays below the frame's 1 MiB
-ITEMS = 100  # of one message: at some 400 bytes of JSON each, or 1,000 with a long reason, below the frame's 256 KiB
+ITEMS = 64  # of one message: even with long reasons, escaped, its JSON stays below the frame's 256 KiB
 OUTBOX_BYTES = 2 << 20  # no more output while so much waits for the network
 
 

@@ -57,7 +57,7 @@ def claim(root: Path) -> tuple[Path, int]:
         for n in count(1):
             folder = root / str(n)
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
             if fcntl is None:
                 return folder, descriptor
             try:
@@ -326,7 +326,7 @@ def temp_root(folder: Path) -> str:
 
 def copy_file(source: str, target: str, mode: int) -> None:
     """A new file with the content of another one; shares blocks where the file system can. Raises OSError."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
     with open(source, "rb", buffering=0) as reader:
         with open(os.open(target, flags, 0o600), "wb", buffering=0) as writer:
             if not _copy_range(reader.fileno(), writer.fileno()):

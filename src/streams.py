@@ -97,7 +97,7 @@ class Stream:
         """Move what is in memory to the file. A full disk drops it, counted."""
         try:
             if self.file is None:
-                flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+                flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC
                 self.file, self.path, self.spilled = os.open(path, flags, 0o600), path, self.base
             at = self.base - self.spilled
             with memoryview(self.buffer) as data:

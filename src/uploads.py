@@ -322,15 +322,16 @@ class Uploads:
         else:
             self._conn.send(header, b"")
 
-    def on_put_ok(self, header: dict[str, Any]) -> None:
-        content = self._active.get(header["hash"])
+    def on_put_ok(self, name: str, stored: int, done: bool) -> None:
+        """The manager has so much of it, or all."""
+        content = self._active.get(name)
         if content is None:
             return
         content.flying = max(0, content.flying - 1)
-        if header["done"]:
+        if done:
             self._arrived(content)
             return
-        content.stored = header["offset"]
+        content.stored = stored
         if content.asking:
             content.asking = False
             content.sent = content.stored

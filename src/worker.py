@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 STATE_S = 10.0  # between two looks at what to tell about ourselves
 CACHE_BYTES = 20 << 30  # of fetched content, and never more than half of what the disk has for it
 DISK_STEP = 256 << 20  # smaller changes of the free disk are not worth a message
-REASON_CHARS = 500
+REASON_CHARS = 300
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 PR_SET_DUMPABLE = 4
 
@@ -65,7 +65,7 @@ class Worker:
         self._thread: Optional[threading.Thread] = None
         self._events: deque[orders.Event] = deque()
         self._busy = False
-        self._held: deque[dict[str, Any]] = deque()  # work messages that wait for a spec that travels as content
+        self._held: deque[orders.WorkCame] = deque()  # work that waits for a spec that travels as content
         self._due: Optional[float] = None
         self._told: dict[str, Any] = {}
         self._closers: list[Callable[[], None]] = [self.loop.close]
@@ -139,9 +139,9 @@ class Worker:
             "cpus": machine.cpus(),
             "memory": memory,
             "gpus": len(gpus),
-            "labels": list(dict.fromkeys([*machine.labels(), *self.settings.labels])),
+            "labels": list(dict.fromkeys(_sendable(each) for each in [*machine.labels(), *self.settings.labels])),
             "resources": dict(self.settings.resources),
-            "pythons": {name: each.version for name, each in offered.items()},
+            "pythons": {_sendable(name): each.version for name, each in offered.items()},
             "version": __version__,
             "python": interpreters.own().version,
         }
@@ -153,7 +153,7 @@ class Worker:
         offered: dict[str, interpreters.Interpreter],
         inherited: dict[str, str],
     ) -> None:
-        errands, builds = Errands(self.loop, "errand", 2), Errands(self.loop, "build", 2)
+        errands, builds = Errands(self.loop, "errand", 4), Errands(self.loop, "build", 2)
         blobs = Blobs(str(self.folder / "blobs"), durable=False)
         stage = Stage(self.folder, blobs)
         environments = Environments(root / "environments", inherited)
@@ -161,6 +161,8 @@ class Worker:
         self.reports = Reports(self.loop)
         self.streams = Streams(self.loop, self.folder / "spool", self.reports)
         self._closers.append(self.streams.close)
+        self._closers.remove(guards.close)
+        self._closers.append(guards.close)  # first of all: no process runs on in a folder that is removed
         free = machine.free_disk(str(self.folder))
         limit = min(CACHE_BYTES, (free + blobs.total_bytes()) // 2)
         self.fetches = Fetches(blobs, errands.run, self._pinned, limit)
@@ -242,7 +244,7 @@ class Worker:
         out, out_tail, err, err_tail, dropped = self.streams.tails(key)
         fin = {
             "task": list(key), "exit_code": end.exit_code, "signal": end.signal,
-            "reason": end.reason[:REASON_CHARS] if end.reason else None, "started_at": end.started_at,
+            "reason": _sendable(end.reason[:REASON_CHARS]) if end.reason else None, "started_at": end.started_at,
             "finished_at": end.finished_at, "cpu": end.cpu, "rss": end.rss, "out": [out, len(out_tail)],
             "err": [err, len(err_tail)], "dropped": max(end.dropped, dropped), "files": end.files,
             "timed_out": end.timed_out, "never_ran": end.never_ran, "cancelled": end.cancelled,
@@ -259,7 +261,7 @@ class Worker:
             "warm": self.agent.warm,
             "cold": self.agent.cold,
             "cold_reasons": dict(self.agent.cold_reasons),
-            "failing": self.agent.failing,
+            "failing": _sendable(self.agent.failing) if self.agent.failing else None,
         }
 
     def _tell_state(self, at_once: bool = False) -> None:
@@ -305,37 +307,41 @@ class Worker:
 
     def on_message(self, header: dict[str, Any], payload: bytes) -> None:
         try:
-            event = self._read(header, payload)
-        except (KeyError, TypeError, IndexError, ValueError, MicroclusterError) as error:
-            log.debug("not understood", exc_info=True)
+            act = self._understand(header, payload)
+        except (KeyError, TypeError, IndexError, ValueError) as error:
             self._hang_up(f"the manager sent what this worker does not understand: {error!r}")
-            return
-        if isinstance(event, orders.Welcomed):
-            self._on_welcome(header["name"], event)
-        elif event is not None:
-            self.post(event)
+        else:
+            act()
 
-    def _read(self, header: dict[str, Any], payload: bytes) -> Optional[orders.Event]:
-        """What a message means for the brain, if anything; the other parts hear of theirs at once."""
+    def _understand(self, header: dict[str, Any], payload: bytes) -> Callable[[], None]:
+        """What a message asks for, taken apart as far as it can be wrong. Raises KeyError and the like."""
         kind = header.get("t")
         if kind == "work":
-            for job, pos, attempt, stream, size in header.get("got") or ():
-                self.streams.on_got(TaskKey(job, pos, attempt), stream, size)
-            return self._work(header) if len(header) > 1 + ("got" in header) else None
+            got = [(TaskKey(*item[:3]), item[3], item[4]) for item in header.get("got") or ()]
+            event = _work_came(header) if len(header) > 1 + ("got" in header) else None
+            return lambda: self._on_work(got, event)
         if kind == "blob":
-            self.fetches.on_blob(header, payload)
-        elif kind == "noblob":
-            self.fetches.on_missing(header["hash"])
-        elif kind == "put_ok":
-            self.uploads.on_put_ok(header)
-        elif kind == "welcome":
+            name, size, offset = header["hash"], header["size"], header["offset"]
+            return lambda: self.fetches.on_blob(name, size, offset, payload)
+        if kind == "noblob":
+            missing = header["hash"]
+            return lambda: self.fetches.on_missing(missing)
+        if kind == "put_ok":
+            content, stored, done = header["hash"], header["offset"], header["done"]
+            return lambda: self.uploads.on_put_ok(content, stored, done)
+        if kind == "welcome":
             keep = [(TaskKey(*item[:3]), item[3], item[4]) for item in header["keep"]]
-            return orders.Welcomed(header["lost_after"], keep, [TaskKey(*key) for key in header["kill"]])
-        elif kind == "error":
-            log.warning("the manager says: %s", header.get("message"))
-            if header.get("code") in ("blob", "disk-full"):
-                self.uploads.on_error(header["code"])
-        return None
+            welcome = orders.Welcomed(header["lost_after"], keep, [TaskKey(*key) for key in header["kill"]])
+            own_name = header["name"]
+            return lambda: self._on_welcome(own_name, welcome)
+        if kind == "error":
+            return lambda: self._on_error(header)
+        return lambda: None  # of a later version
+
+    def _on_error(self, header: dict[str, Any]) -> None:
+        log.warning("the manager says: %s", header.get("message"))
+        if header.get("code") in ("blob", "disk-full"):
+            self.uploads.on_error(header["code"])
 
     def _on_welcome(self, name: str, event: orders.Welcomed) -> None:
         conn = self.uplink.conn
@@ -358,43 +364,50 @@ class Worker:
         except (OSError, ValueError):
             pass  # nobody listens any more
 
-    def _work(self, header: dict[str, Any]) -> Optional[orders.Event]:
-        """The event of a work message; None while it, or one before it, waits for a spec that travels as content."""
-        large = [spec["spec_blob"] for spec in (header.get("jobs") or {}).values() if "spec_blob" in spec]
-        if large or self._held:
-            self._held.append(header)
+    def _on_work(self, got: list[tuple[TaskKey, int, int]], event: Optional[orders.WorkCame]) -> None:
+        for key, stream, size in got:
+            self.streams.on_got(key, stream, size)
+        if event is None:
+            return
+        if self._held or any("spec_blob" in spec for spec in event.jobs.values()):
+            self._held.append(event)
             if len(self._held) == 1:
-                self.fetches.want(large, self._on_specs)
-            return None
-        specs = {int(job): spec for job, spec in (header.get("jobs") or {}).items()}
-        return self._work_came(header, specs)
-
-    def _work_came(self, header: dict[str, Any], specs: dict[int, dict[str, Any]]) -> orders.Event:
-        return orders.WorkCame(
-            specs,
-            [TaskKey(*item[:3]) for item in header.get("run") or ()],
-            [(TaskKey(*item[:3]), item[3]) for item in header.get("kill") or ()],
-            [TaskKey(*item[:3]) for item in header.get("ack") or ()],
-            [TaskKey(*item[:3]) for item in header.get("recall") or ()],
-            header.get("drain"),
-            time.time(),
-        )
+                self._on_specs(None)
+            return
+        self.post(event)
 
     def _on_specs(self, problem: Optional[str]) -> None:
-        """The large specs of the first message that is held are here: go on."""
+        """Work whose specs travel as content waits for that, and what came after it waits too."""
         if problem is not None:
             self._hang_up(f"a job's description did not arrive: {problem}")
             return
         blobs = self.fetches.blobs
         while self._held:
-            found: dict[int, dict[str, Any]] = {}
-            for job, spec in (self._held[0].get("jobs") or {}).items():
-                name = spec.get("spec_blob")
-                if name is not None and not blobs.has(name):
-                    self.fetches.want([name], self._on_specs)
-                    return
-                found[int(job)] = json.loads(Path(blobs.path(name)).read_bytes()) if name is not None else spec
-            self.post(self._work_came(self._held.popleft(), found))
+            event = self._held[0]
+            large = {job: spec["spec_blob"] for job, spec in event.jobs.items() if "spec_blob" in spec}
+            if blobs.missing(list(large.values())):
+                self.fetches.want(large.values(), self._on_specs)
+                return
+            specs = {job: json.loads(Path(blobs.path(name)).read_bytes()) for job, name in large.items()}
+            self._held.popleft()
+            self.post(event._replace(jobs={**event.jobs, **specs}))
+
+
+def _work_came(header: dict[str, Any]) -> orders.WorkCame:
+    return orders.WorkCame(
+        {int(job): spec for job, spec in (header.get("jobs") or {}).items()},
+        [TaskKey(*item[:3]) for item in header.get("run") or ()],
+        [(TaskKey(*item[:3]), item[3]) for item in header.get("kill") or ()],
+        [TaskKey(*item[:3]) for item in header.get("ack") or ()],
+        [TaskKey(*item[:3]) for item in header.get("recall") or ()],
+        header.get("drain"),
+        time.time(),
+    )
+
+
+def _sendable(text: str) -> str:
+    """Text without what JSON in UTF-8 cannot carry: a message may quote a path with any bytes in it."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _worker_id(path: Path) -> str:

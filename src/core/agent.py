@@ -379,7 +379,7 @@ class Agent:
         attempt.exited = event
         if event.started_at is not None:
             attempt.started_at = event.started_at  # the moment itself, not when we heard of it
-        if event.never_ran:
+        if event.never_ran and not attempt.cancelled and not attempt.doomed:
             self._count_failure(event.reason or "could not be started")
         if attempt.doomed:
             self._remove(attempt, now)

@@ -179,7 +179,7 @@ class Worker:
         self.paused_until = 0.0
         self.mean_s = 1.0  # moving mean of how long tasks take here
         self.reserved_for: tuple[Shape, int] | None = None  # and the priority that it is kept for
-        self.sent: set[int] = set()  # jobs whose spec this connection has
+        self.sent: dict[int, None] = {}  # jobs whose spec this connection has, the latest last
         self.state: dict[str, Any] = {}  # what it last said of itself
 
     def describe(self, info: dict[str, Any]) -> None:

@@ -45,7 +45,7 @@ class Membership:
         worker.describe(info)
         worker.name = self._free_name(info["name"], worker)
         worker.link, worker.gone_at, worker.lost, worker.draining = link, None, False, False
-        worker.sent = set()
+        worker.sent = {}
         self._cluster.by_link[link] = worker
         self._cluster.placement.rejoined(worker)
         self._cluster.saves.append(SaveWorker(worker.id, worker.name, worker.drained, wall))

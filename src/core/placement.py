@@ -15,6 +15,8 @@ from .scheduler import RESERVE_AFTER_S, Key, Ready, Room, ahead_limit, capable, 
 if TYPE_CHECKING:
     from .cluster import Cluster
 
+SENT_KEPT = 500  # specs that a connection is taken to have still; a worker keeps those of its last 1,000 jobs
+
 
 class Placement:
     """Free resources of workers, CPUs in use by user, and the jobs that are ready."""
@@ -239,9 +241,11 @@ class Placement:
         self.took(live)
         cluster.save_task(row)
         mail = cluster.mail(worker)
-        if job.id not in worker.sent:
-            worker.sent.add(job.id)
+        if worker.sent.pop(job.id, self) is self:
             mail.jobs[job.id] = cluster.spec_text(job.id)
+        worker.sent[job.id] = None
+        if len(worker.sent) > SENT_KEPT:
+            del worker.sent[next(iter(worker.sent))]
         mail.run.append(TaskKey(job.id, pos, row.attempt))
         cluster.assigned(job, row)
 

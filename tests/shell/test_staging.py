@@ -278,8 +278,7 @@ class FakeManager:
                 if pieces <= 0:
                     return
                 pieces -= 1
-                header = {"hash": name, "size": len(data), "offset": start}
-                target.on_blob(header, data[start : start + piece])
+                target.on_blob(name, len(data), start, data[start : start + piece])
 
 
 class TestFetching(StageCase):
@@ -341,13 +340,13 @@ class TestFetching(StageCase):
         fetches.on_welcome(manager)
         self.want(fetches, b"good")
         manager.asked.clear()
-        fetches.on_blob({"hash": hash_of(b"good"), "size": 4, "offset": 0}, b"evil")
+        fetches.on_blob(hash_of(b"good"), 4, 0, b"evil")
         self.assertEqual(len(manager.asked), 1)
         manager.answer(fetches)
         self.assertEqual(self.ends, [None])
         self.want(fetches, b"never")
         for _ in range(fetching.TRIES):
-            fetches.on_blob({"hash": hash_of(b"never"), "size": 4, "offset": 0}, b"evil")
+            fetches.on_blob(hash_of(b"never"), 4, 0, b"evil")
         self.assertIn("does not fit its hash", self.ends[1] or "")
 
     def test_a_full_disk_is_said(self) -> None:

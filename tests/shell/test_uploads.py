@@ -153,7 +153,7 @@ class FakeManager:
             except ValueError:
                 target.on_error("blob")
                 continue
-            target.on_put_ok({"hash": header["hash"], "offset": offset, "done": done})
+            target.on_put_ok(header["hash"], offset, done)
 
 
 class TestUploads(FolderCase):
