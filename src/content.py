@@ -30,6 +30,8 @@ FILES_AT_ONCE = 4  # large ones that go to a worker by turns
 SMALL_AT_ONCE = 1 << 20  # bytes of small ones
 WANTED_MAX = 1_000_000  # files that a worker may ask for before it has them
 RESERVE_BYTES = 64 << 20  # of the disk: for the job table and output, not for uploads
+RESERVE_OUTPUT_BYTES = 8 << 20  # for the job table alone: a job that prints too much must be cancelled still
+OUTPUT_STEP = 4 << 20  # bytes of output between two looks at the disk
 MEASURE_S = 60.0  # the size of all output is measured at most so often
 GET_MAX = 256 * 1024
 
@@ -67,6 +69,7 @@ class Content:
         self._thread = threading.Thread(target=self._run, name="blobs", daemon=True)
         self.output_bytes = 0
         self._measured = 0.0
+        self._output_left = 0  # bytes of output until the disk is looked at again
 
     def start(self) -> None:
         self._thread.start()
@@ -164,6 +167,14 @@ class Content:
         total, _, free = shutil.disk_usage(self._folder)
         if free - size < min(RESERVE_BYTES, total // 20):
             raise DiskFull(f"its disk has only {free >> 20} MiB left")
+
+    def output_fits(self, size: int) -> bool:
+        """Whether there is room for so much more output. Net thread."""
+        if size > self._output_left:
+            total, _, free = shutil.disk_usage(self._folder)
+            self._output_left = min(OUTPUT_STEP, free - min(RESERVE_OUTPUT_BYTES, total // 100))
+        self._output_left -= size
+        return self._output_left >= 0
 
     # -- going out -----------------------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from .content import Content, Gate
 from .core import events, messages
 from .core.errors import MicroclusterError, StoreError
 from .corethread import Core, Request
+from .log import Seldom
 from .loop import Loop
 from .net import Conn, Server
 from .sessions import NoRoom, WorkerSession
@@ -52,6 +53,7 @@ class Manager:
         self.keys: keyfiles.ManagerKeys | None = None
         self._thread: threading.Thread | None = None
         self._stopped = False
+        self.seldom = Seldom(log)  # net thread
 
     # -- life ----------------------------------------------------------------------------------------------------------
 

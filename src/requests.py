@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .core import events, framing, messages, views
-from .core.errors import StoreError, UsageError
+from .core.errors import DiskFull, StoreError, UsageError
 from .core.jobs import JobRow, spec_blobs
 from .core.saves import DropOutput
 from .core.syntax import Indexes, spec_indices
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+RESERVE_BYTES = 16 << 20  # of the disk: for what is accepted already, not for new jobs
 SPECS_KEPT = 500  # parsed ones
 SPEC_MAX = 32 << 20  # bytes of a description that comes as content
 ARGS_MAX = 8 << 20  # bytes of arguments that are content
@@ -92,7 +94,7 @@ class Desk:
         """fn(request), or an error as its answer."""
         try:
             return fn(request)
-        except UsageError as error:
+        except (UsageError, DiskFull) as error:
             self.fail(request, error.code, str(error))
         except (StoreError, sqlite3.Error):
             raise
@@ -117,6 +119,9 @@ class Desk:
         if known is not None:
             self.answered(("submit", request, None), {"id": known, "warning": None, "again": True})
             return None
+        total, _, free = shutil.disk_usage(self.store.folder)
+        if free < min(RESERVE_BYTES, total // 50):
+            raise DiskFull(f"the manager's disk has only {free >> 20} MiB left: try again later")
         spec, text = self._spec_of(header)
         missing = self._missing(spec)
         if missing:

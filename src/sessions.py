@@ -6,8 +6,9 @@ about jobs. All in the net thread.
 
 from __future__ import annotations
 
+import errno
 import json
-import logging
+import os
 import time
 from collections import deque
 from collections.abc import Iterable
@@ -16,14 +17,10 @@ from typing import TYPE_CHECKING, Any
 from .content import WANTED_MAX
 from .core import events, messages
 from .core.jobs import Finish, TaskKey
-from .log import Seldom
 
 if TYPE_CHECKING:
     from .manager import Manager
     from .net import Conn
-
-log = logging.getLogger(__name__)
-seldom = Seldom(log)
 
 WORK_BYTES = 120_000  # of specs in one work message
 WORK_ITEMS = 1500  # task keys in one work message; with both, it stays below the frame's 256 KiB
@@ -40,12 +37,15 @@ class NoRoom(Exception):
 class WorkerSession:
     """See the module; one per connection."""
 
-    __slots__ = ("_assigned", "_backlog", "_conn", "_limits", "_manager", "_orderly", "_wanted", "_welcomed")
+    __slots__ = (
+        "_assigned", "_backlog", "_conn", "_doomed", "_limits", "_manager", "_orderly", "_wanted", "_welcomed",
+    )  # fmt: skip
 
     def __init__(self, manager: Manager, conn: Conn) -> None:
         self._manager, self._conn = manager, conn
         # attempts that it may report on → bytes of output per stream that it may send; none of those to be killed
         self._assigned: Assigned = {}
+        self._doomed: set[tuple[int, int, int]] = set()  # those of them that it was told to kill
         self._limits: dict[int, int] = {}  # jobs whose --max-output is not the default
         self._backlog: deque[tuple[dict[str, Any], bytes]] = deque()  # while there is no room for output
         self._wanted: deque[str] = deque()  # files to send
@@ -69,7 +69,7 @@ class WorkerSession:
 
     def wait_for_room(self, header: dict[str, Any], payload: bytes, error: NoRoom) -> None:
         """This message could not be handled: again in a moment. Meanwhile the worker feels that we do not read."""
-        seldom.warning("cannot store output, its senders wait: %s", error)
+        self._manager.seldom.warning("cannot store output, its senders wait: %s", error)
         self._backlog.append((header, payload))
         self._conn.pause()
         self._manager.loop.call_later(NO_ROOM_RETRY_S, self._again)
@@ -139,34 +139,40 @@ class WorkerSession:
                 raise messages.BadMessage("report: the payload is shorter than it says")
             limit = self._assigned.get((job, pos, attempt), 0)
             if limit:
-                got.append([job, pos, attempt, stream, self._spool((job, pos, attempt), stream, offset, data, limit)])
+                size = self._spool((job, pos, attempt), stream, offset, data, limit, last=False)
+                got.append([job, pos, attempt, stream, size])
         return at, got
 
-    def _spool(self, key: tuple[int, int, int], stream: int, offset: int, data: bytes, limit: int) -> int:
-        """The size of the stream now; what does not continue it is not taken (the worker hears, and sends again)."""
+    def _spool(self, key: tuple[int, int, int], stream: int, offset: int, data: bytes, limit: int, last: bool) -> int:
+        """The size of the stream now; what does not continue it is not taken (the worker hears, and sends again). The
+        `last` bytes of a stream may use up the disk. For a task that is being killed, no room means no more output."""
         if offset + len(data) > limit:
             raise messages.BadMessage(f"report: output of {key[0]}.{key[1]} beyond its limit of {limit} bytes")
+        outputs = self._manager.outputs
         try:
-            return self._manager.outputs.write(*key, stream, offset, data)
+            if not last and not self._manager.content.output_fits(len(data)):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return outputs.write(*key, stream, offset, data)
         except ValueError:
-            return self._manager.outputs.size(*key, stream)
+            return outputs.size(*key, stream)
         except OSError as error:
+            if key in self._doomed:
+                return outputs.size(*key, stream)
             raise NoRoom(error.strerror or str(error)) from None
 
     def _finish(self, fin: dict[str, Any], limit: int, out: bytes, err: bytes) -> Finish:
         job, pos, attempt = fin["task"]
-        kept: list[bytes | None] = []
-        for stream, data, (total, inline) in ((1, out, fin["out"]), (2, err, fin["err"])):
-            if inline < total:
-                if inline and limit:
-                    self._spool((job, pos, attempt), stream, total - inline, data, limit)
-                kept.append(None)
-            else:
-                kept.append(data)
+        kept: list[bytes | None] = [out, err]
+        sizes, dropped = [fin["out"][0], fin["err"][0]], fin["dropped"]
+        for n, (total, inline) in enumerate((fin["out"], fin["err"])):
+            if inline < total and limit:
+                data, kept[n] = kept[n] or b"", None
+                sizes[n] = self._spool((job, pos, attempt), n + 1, total - inline, data, limit, last=True)
+                dropped += total - sizes[n]
         return Finish(
             job, pos, attempt, fin["exit_code"], fin["signal"], fin["reason"], fin["started_at"], fin["finished_at"],
-            fin["cpu"], fin["rss"], fin["out"][0], fin["err"][0], fin["dropped"], fin["files"], fin["timed_out"],
-            fin["never_ran"], fin["cancelled"], kept[0], kept[1],
+            fin["cpu"], fin["rss"], sizes[0], sizes[1], dropped, fin["files"], fin["timed_out"], fin["never_ran"],
+            fin["cancelled"], kept[0], kept[1],
         )  # fmt: skip
 
     def _need(self, hashes: list[str]) -> None:
@@ -192,12 +198,14 @@ class WorkerSession:
                 conn.send(work)
         except OSError as error:
             # Its tasks come back with it: it joins again, and says that they did not arrive.
-            seldom.warning("cannot store a job's description: %s", error.strerror)
+            self._manager.seldom.warning("cannot store a job's description: %s", error.strerror)
             conn.abort()
         for key in mail.run:
             assigned[key] = self._limits.get(key[0], OUTPUT_DEFAULT)
+        self._doomed.update(key for key, _ in mail.kill)
         for key in mail.ack:
             assigned.pop(key, None)
+            self._doomed.discard(key)
 
     def _welcome(self, welcome: dict[str, Any]) -> None:
         limits, size = welcome.pop("limits"), self._manager.outputs.size

@@ -123,7 +123,8 @@ def main() -> int:
         def work(number: int) -> None:
             lab = Lab(base + "/venv/bin/python", env)
             while (file := todo.get()) is not None:
-                report.kinds[word := examine(lab, file, f"{base}/{number}", arguments.limit, report)] += 1
+                word = examine(lab, file, f"{base}/{number}", arguments.limit, report)
+                report.kinds[word] += 1
                 if word in ("DIFFERENT", "unsteady"):
                     print(f"{file.name}: {word}", flush=True)
             lab.close()

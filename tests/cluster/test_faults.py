@@ -150,13 +150,30 @@ class TestDisk(ManagerCase):
         self.addCleanup(faults.disarm)
         with worker(self.manager) as w:
             key = w.task()
-            with self.assertLogs("src.sessions", "WARNING"):
+            with self.assertLogs("src.manager", "WARNING"):
                 faults.arm("output.write:1:ENOSPC")
                 w.output(key, b"one ")
                 w.output(key, b"two ", offset=4)
                 w.done(key, b"three", total=13)
             self.assertEqual(w.spooled(key), 8)
         self.assertEqual(read(self.link, job)[1], b"one two three")
+
+    def test_a_job_that_fills_the_disk_can_be_cancelled(self) -> None:
+        job = submit(self.link)
+        with worker(self.manager) as w:
+            key = w.task()
+            w.output(key, b"some ")
+            w.wait(lambda w: w.spooled(key) == 5, "the confirmation")
+            with self.assertLogs("src.manager", "WARNING") as logs:
+                self.manager.content.output_fits = lambda size: False  # type: ignore[method-assign]
+                w.output(key, b"more", offset=5)
+                wait_until(lambda: logs.output, what="the warning")
+            self.link.request({"t": "cancel", "ids": [{"job": job}]})
+            w.wait(lambda w: key in w.kills, "the kill")
+            w.done(key, total=9, exit_code=None, signal=15, cancelled=True)
+        view = status(self.link, job)
+        self.assertEqual((view["state"], view["output_bytes"], view["dropped_bytes"]), ("cancelled", 5, 4))
+        self.assertEqual(read(self.link, job)[1], b"some ")
 
     def test_no_room_for_content(self) -> None:
         self.addCleanup(faults.disarm)

@@ -161,7 +161,9 @@ class LauncherCase(Case):
         guards = [guard for pool in self.guards._pools.values() for guard in pool.guards]
         testing = {pid for guard in guards if not guard.pool.verified for pid in proctree.descendants(guard.pid)}
         alive = {pid for pid in alive - testing if Path(f"/proc/{pid}").exists()}
-        self.assertEqual(list(map(describe_process, alive)), [], "processes that outlived their attempt")
+        # a dead one may wait a moment to be reaped; that it is, the leak check sees
+        told = [text for text in map(describe_process, alive) if "[state Z" not in text and "ended" not in text]
+        self.assertEqual(told, [], "processes that outlived their attempt")
 
 
 class TestRunning(LauncherCase):

@@ -126,8 +126,10 @@ def _check(case: unittest.TestCase, temp: str, mark: str, before: tuple[Any, ...
         pids = (child_pids() - children) | marked_pids(mark)
         found += [f"process {describe_process(pid)}" for pid in sorted(pids)]
         found += [f"descriptor {fd} -> {to}" for fd, to in open_files().items() if files.get(fd) != to]
-        # mc-*: TMPDIRs of a worker that was killed; the next worker on its data tidies them up
-        files_left = [path for path in sorted(Path(temp).iterdir()) if not path.name.startswith("mc-")]
+        # of workers that were killed: TMPDIRs of jobs (their successor tidies them up), the file that starts a guard
+        files_left = [
+            path for path in sorted(Path(temp).iterdir()) if not path.name.startswith(("mc-", "microcluster-"))
+        ]
         return found + [f"file {path}" for path in files_left]
 
     gc.collect()  # a socket in a cycle would otherwise be found or not by chance
