@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import os
 import sys
+import warnings
 from typing import NamedTuple
 
 _SKIP = frozenset(
@@ -30,7 +31,9 @@ def imported(source: bytes, package: str = "") -> set[str]:
     A source that does not parse imports nothing: it will say so where it runs.
     """
     try:
-        tree = ast.parse(source)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they are for whoever runs it
+            tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return set()
     names: set[str] = set()

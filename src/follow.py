@@ -76,8 +76,12 @@ class Follower:
             segments = answer["tasks"]
             done = bool(answer["done"])
             self._advance(segments)
+            broken: LinkError | None = None
             if not done and segments:
-                number = self.connection.link.post(self._header())
+                try:
+                    number = self.connection.link.post(self._header())
+                except LinkError as error:
+                    broken = error  # what came already is given out first: we will not ask for it again
             at = 0
             for segment in segments:
                 out = payload[at : at + segment["out"][1]]
@@ -85,6 +89,8 @@ class Follower:
                 err = payload[at : at + segment["err"][1]]
                 at += segment["err"][1]
                 emit(segment, out, err)
+            if broken is not None:
+                raise broken
             if done:
                 return True
             if not segments:

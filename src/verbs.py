@@ -16,6 +16,7 @@ from .core.syntax import parse_selector
 from .follow import Connection, Follower, Printer, exit_code
 from .link import Link
 
+EXIT_BROKEN_PIPE = 141
 TERMINAL = ("succeeded", "failed", "cancelled")
 
 
@@ -103,7 +104,10 @@ def _run(call: Call) -> int:
     connection, answer = _hand_in(call)
     job = answer["id"]
     try:
-        return _show(connection, [(job, None, None)], live=None, wait=True, as_json=call.options.json)
+        code = _show(connection, [(job, None, None)], live=None, wait=True, as_json=call.options.json)
+        if code == EXIT_BROKEN_PIPE:  # nobody reads it any more, as `python3 x.py | head` would notice
+            connection.request({"t": "cancel", "ids": [{"job": job}]})
+        return code
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
