@@ -9,9 +9,18 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from . import __version__
-from .console import program, quiet_stdout
+from .console import MACHINE_VERBS, program, quiet_stdout
 from .core.errors import MicroclusterError, UsageError
-from .core.syntax import Indexes, parse_duration, parse_grid, parse_selector, parse_size
+from .core.syntax import (
+    Indexes,
+    at_least,
+    parse_duration,
+    parse_grid,
+    parse_label,
+    parse_resource,
+    parse_selector,
+    parse_size,
+)
 
 EXIT_USAGE, EXIT_OURS, EXIT_INTERRUPTED, EXIT_UNFINISHED = 2, 125, 130, 124
 
@@ -28,19 +37,6 @@ class Option(NamedTuple):
     dest: str | None = None
 
 
-def _number(least: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least:
-            raise UsageError(f"not a number from {least} on: {text!r}")
-        return value
-
-    return parse
-
-
 def _integer(text: str) -> int:
     try:
         return int(text)
@@ -55,19 +51,6 @@ def _choice(*words: str) -> Callable[[str], str]:
         return text
 
     return parse
-
-
-def _label(text: str) -> str:
-    if not text or len(text) > 200 or not text.isascii() or not all(c.isalnum() or c in "._=+:/@-" for c in text):
-        raise UsageError(f"not a label: {text!r} (letters, digits, . _ = + : / @ -)")
-    return text
-
-
-def _resource(text: str) -> tuple[str, int]:
-    name, _, number = text.partition("=")
-    if not name or not number.isdecimal() or not all(c.isalnum() or c in "._-" for c in name):
-        raise UsageError(f"not NAME=N: {text!r} (for example --resource licence=1)")
-    return name, int(number)
 
 
 def _array(text: str) -> str:
@@ -109,17 +92,17 @@ SUBMIT = (
     Option("--after", parse_selector, None, "ID", "start when ID succeeded (repeatable)", True),
     Option("--after-any", parse_selector, None, "ID", "start when ID finished in any way (repeatable)", True),
     Option("--after-each", parse_selector, None, "ID", "task i starts when task i of ID succeeded", True),
-    Option("--max-running", _number(1), None, "N", "at most so many tasks of this array at a time"),
-    Option("--max-fails", _number(1), None, "N", "cancel the rest once so many tasks failed"),
+    Option("--max-running", at_least(1), None, "N", "at most so many tasks of this array at a time"),
+    Option("--max-fails", at_least(1), None, "N", "cancel the rest once so many tasks failed"),
     Option("--priority", _integer, 0, "N", "higher first (default 0)"),
-    Option("--retries", _number(0), 0, "N", "run a task that failed again, up to N times"),
+    Option("--retries", at_least(0), 0, "N", "run a task that failed again, up to N times"),
     Option("--timeout", _positive_duration, None, "DURATION", "limit of one attempt"),
     Option("--grace", parse_duration, 10.0, "DURATION", "from SIGTERM to SIGKILL when it must end (default 10s)"),
-    Option("--cpus", _number(1), 1, "N", "CPUs that a task needs (default 1)"),
-    Option("--gpus", _number(0), 0, "N", "GPUs that a task needs"),
+    Option("--cpus", at_least(1), 1, "N", "CPUs that a task needs (default 1)"),
+    Option("--gpus", at_least(0), 0, "N", "GPUs that a task needs"),
     Option("--memory", parse_size, None, "SIZE", "memory that a task needs, and its limit"),
-    Option("--on", _label, None, "LABEL", "only on workers with this label (repeatable)", True),
-    Option("--resource", _resource, None, "NAME=N", "needs N of a worker's NAME (repeatable)", True),
+    Option("--on", parse_label, None, "LABEL", "only on workers with this label (repeatable)", True),
+    Option("--resource", parse_resource, None, "NAME=N", "needs N of a worker's NAME (repeatable)", True),
     Option("--user", _text, None, "NAME", "whose job it is (default: the login name)"),
     Option("--env", str, None, "NAME[=VALUE]", "set, or copy, a variable (repeatable)", True),
     Option("--send", str, None, "PATH", "file or folder for the job's working directory (repeatable)", True),
@@ -148,7 +131,7 @@ _FILTERS = (
     Option("--name", _text, None, "NAME", "of this name"),
     Option("--user", _text, None, "USER", "of this user"),
     Option("--since", parse_duration, None, "DURATION", "submitted within so long"),
-    Option("--last", _number(1), 50, "N", "at most so many (default 50)"),
+    Option("--last", at_least(1), 50, "N", "at most so many (default 50)"),
     Option("--all", None, False, "", "all of them"),
 )
 
@@ -427,8 +410,11 @@ def _fail(error: Any, code: int) -> int:
 def main_any(argv: list[str] | None = None) -> int:
     """The installed command `microcluster`: the verbs of both programs."""
     words = sys.argv[1:] if argv is None else argv
-    if words and words[0] in ("manager", "worker", "local", "key"):
+    if words and words[0] in MACHINE_VERBS:
         from .machines import main as machines
 
         return machines(words)
+    if words and words[0] in ("-h", "--help", "help"):
+        sys.stdout.write(f"{overview()}The machines: {', '.join(MACHINE_VERBS)} ({program()} manager --help, ..).\n")
+        return 0
     return main(words)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from .core.errors import UsageError
-from .core.syntax import parse_duration, parse_size
+from .core.syntax import at_least, parse_duration, parse_label, parse_resource, parse_size
 
 DEFAULT_HOST = "localhost"
 DEFAULT_PORT = 5000
@@ -33,28 +32,9 @@ class Setting(NamedTuple):
         return self.dest or self.flag[2:].replace("-", "_")
 
 
-def _at_least(least: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least:
-            raise UsageError(f"not a number from {least} on: {text!r}")
-        return value
-
-    return parse
-
-
 def _word(text: str) -> str:
     if not text or len(text) > 64 or not all(c.isalnum() or c in "._-" for c in text) or not text.isascii():
         raise UsageError(f"not a name: {text!r} (letters, digits, . _ -, at most 64)")
-    return text
-
-
-def _label(text: str) -> str:
-    if not text or len(text) > 200 or not all(c.isalnum() or c in "._=+:/@-" for c in text) or not text.isascii():
-        raise UsageError(f"not a label: {text!r} (letters, digits, . _ = + : / @ -)")
     return text
 
 
@@ -65,13 +45,6 @@ def _python(text: str) -> tuple[str, str]:
     if not os.access(path, os.X_OK):
         raise UsageError(f"not a program: {path}")
     return name, os.path.abspath(path)
-
-
-def _resource(text: str) -> tuple[str, int]:
-    name, _, number = text.partition("=")
-    if not number.isdecimal():
-        raise UsageError(f"not NAME=N: {text!r} (for example --resource licence=2)")
-    return _word(name), int(number)
 
 
 def installed() -> bool:
@@ -94,19 +67,21 @@ def data_dir(name: str) -> str:
 MANAGER = (
     Setting("--data", str, None, "DIR", "where scripts, the job table and output live (default: manager_scripts/)"),
     Setting("--lost-after", parse_duration, 60.0, "DURATION", "a worker away for so long is lost (default: 60s)"),
-    Setting("--crash-limit", _at_least(1), 3, "N", "a task whose worker was lost N times fails (default: 3)"),
+    Setting("--crash-limit", at_least(1), 3, "N", "a task whose worker was lost N times fails (default: 3)"),
     Setting("--keep", parse_duration, None, "DURATION", "forget finished jobs after so long (default: never)"),
 )
 WORKER = (
-    Setting("--slots", _at_least(1), None, "N", "tasks at a time (default: the CPUs that this process may use)"),
+    Setting("--slots", at_least(1), None, "N", "tasks at a time (default: the CPUs that this process may use)"),
     Setting("--name", _word, None, "NAME", "shown in lists (default: the host name)"),
-    Setting("--label", _label, (), "LABEL", "what --on can ask for (repeatable)", True, "labels"),
-    Setting("--gpus", _at_least(0), None, "N", "GPUs to offer (default: those that nvidia-smi -L lists)"),
+    Setting("--label", parse_label, (), "LABEL", "what --on can ask for (repeatable)", True, "labels"),
+    Setting("--gpus", at_least(0), None, "N", "GPUs to offer (default: those that nvidia-smi -L lists)"),
     Setting("--memory", parse_size, None, "SIZE", "memory to offer (default: the machine's)"),
     Setting("--data", str, None, "DIR", "where scripts and files are kept (default: worker_scripts/)"),
     Setting("--idle-exit", parse_duration, None, "DURATION", "leave when nothing ran for so long"),
     Setting("--python", _python, (), "NAME=PATH", "offer an interpreter (repeatable)", True, "pythons"),
-    Setting("--resource", _resource, (), "NAME=N", "offer N of something countable (repeatable)", True, "resources"),
+    Setting(
+        "--resource", parse_resource, (), "NAME=N", "offer N of something countable (repeatable)", True, "resources"
+    ),
     Setting("--preload", str, (), "MODULE", "import MODULE ahead for every script (repeatable)", True),
     Setting("--cold", None, False, "", "start a new interpreter for each script"),
     Setting("--drain-timeout", parse_duration, None, "DURATION", "on SIGTERM, wait so long for running tasks"),
@@ -114,7 +89,7 @@ WORKER = (
     Setting("--key-file", str, None, "FILE", "the key (default: cluster.key in ~/.config/microcluster)"),
 )
 COMMON = (Setting("--insecure", None, False, "", "no keys and no encryption; must be given on all sides"),)
-LOCAL = (Setting("--workers", _at_least(1), 2, "N", "worker processes to start (default: 2)"),)
+LOCAL = (Setting("--workers", at_least(1), 2, "N", "worker processes to start (default: 2)"),)
 
 
 def argument(parse: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -193,8 +168,3 @@ class WorkerSettings(_Settings):
         for name in ("pythons", "resources"):
             given[name] = dict(given.get(name) or ())
         super().__init__(**given)
-
-
-def python_executable() -> str:
-    """The interpreter that this process runs under."""
-    return sys.executable

@@ -7,6 +7,8 @@ import select
 import sys
 from typing import Any
 
+MACHINE_VERBS = ("manager", "worker", "local", "key")  # of run.py, and of the installed command
+
 
 class Broken(Exception):
     """Nobody reads our stdout any more."""

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 WIRE = 2  # version of marshal that every Python reads
 MESSAGE_MAX = 32 * 1024  # larger requests come in a memfd, as a fourth descriptor
 NOTICE_S = 0.02  # an attempt that ends sooner is reported once, with its end
-MEMORY_EVERY_S = 0.5
+MEMORY_EVERY_S = 0.2
 MEMORY_CLOSE_S = 0.05  # between looks once over half of the limit
 STUCK_S = 30.0  # for processes that even SIGKILL does not end (a dead disk): then they are left to the worker
 FAILED = 127  # exit status of a child that did not become the script; it says why in guard.failure

@@ -17,7 +17,7 @@ from collections import Counter, deque
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from . import proctree
+from . import jobenv, proctree
 from .runners import FLUSH, HERE, Guard, OnExit, OnStarted, Process, never
 from .runners import Attempt as Attempt
 from .runners import AttemptPlan as AttemptPlan
@@ -34,7 +34,7 @@ UNUSED_S = 600.0  # then another interpreter's guards end
 GUARD_JOBS = 1000  # then a guard is replaced: what all its children share (hash seed, address layout) changes
 GUARD_S = 600.0  # the same, looked at when an attempt ends: an idle worker does nothing
 FAILED_STARTS = 3  # guards in a row that end before they are ready
-START_S = 60.0  # for a guard to be ready and checked
+START_S = 30.0  # for a guard to be ready and checked
 CLOSE_S = 10.0
 PAUSE_S = 0.05  # between two looks at processes that are about to end
 
@@ -95,6 +95,8 @@ class Guards:
         self.closed = False
         env = os.environ if self.options.env is None else self.options.env
         env = {name: value for name, value in env.items() if not name.startswith("MICROCLUSTER_KEY")}
+        if self.options.preload:
+            env.update((name, "1") for name in jobenv.THREADS)  # as a job that asks for one CPU has them
         self.home = Pool(self._key(python, self.options.preload, env), env)
         self.home.warm = not self.options.cold and os.pathsep not in FLUSH
         self._pools = {self.home.key: self.home}
@@ -115,7 +117,7 @@ class Guards:
                 self._reasons[why_cold or "unknown"] += 1
             on_started(pid, warm, why_cold)
 
-        attempt = Attempt(plan, started, on_exit, self._waiting.remove)
+        attempt = Attempt(plan, started, on_exit, self._forget)
         if self.guarded:
             attempt.way = self._choose(plan)
             self._waiting.append(attempt)
@@ -151,6 +153,12 @@ class Guards:
                 proctree.send([guard.pid for guard in self._dying], proctree.SIGKILL)
             time.sleep(0.002)
 
+    def _forget(self, attempt: Attempt) -> None:
+        """Called by an attempt that is to end while it waits for a guard."""
+        if attempt in self._waiting:
+            self._waiting.remove(attempt)
+            self.loop.call_later(0, lambda: attempt.exited(never("ended before it started")))
+
     # --- which guard, and whether warm ---
 
     def _hand_out(self) -> None:
@@ -183,7 +191,9 @@ class Guards:
         key = self._key(plan.python or self.python, (*self.options.preload, *plan.preload), plan.env)
         pool = self._pools.get(key)
         if pool is None:
-            self._remember(Pool(key, dict(plan.env)))
+            # What every plan has, and what acts at start-up: the rest of this plan's variables are nobody else's.
+            shared = dict(item for item in self.home.env.items() if plan.env.get(item[0]) == item[1])
+            self._remember(Pool(key, {**shared, **dict(key[2])}))
             return self.home, "first use of this interpreter"
         pool.used_at = time.monotonic()
         return pool, None
@@ -260,7 +270,7 @@ class Guards:
         """Called by the guard: it waits for attempts."""
         pool = guard.pool
         if pool.warm and not pool.verified:
-            guard.check(pool.python, SELFTEST, pool.env)
+            guard.check(pool.python, SELFTEST, ["a", "b c", *(["ahead"] if pool.preload else [])], pool.env)
         else:
             self._idle(guard)
 
@@ -276,6 +286,7 @@ class Guards:
     def freed(self, guard: Guard, stale: bool) -> None:
         """Called by the guard: its attempt ended. `stale`: a new interpreter would be another one."""
         if stale or guard.jobs >= GUARD_JOBS or time.monotonic() - guard.born_at > GUARD_S:
+            guard.pool.verified = guard.pool.verified and not stale
             self._dismiss(guard)
             if guard.pool is not self.home and guard.jobs < GUARD_JOBS:
                 self._grow(guard.pool)

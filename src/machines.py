@@ -12,10 +12,10 @@ import threading
 from typing import Any
 
 from . import __version__, config, keys, log
+from .console import MACHINE_VERBS
 from .core.errors import KeyProblem, MicroclusterError, UsageError
 
 EXIT_USAGE, EXIT_KEY, EXIT_OTHER = 2, 77, 1
-VERBS = ("manager", "worker", "local", "key")
 _LIFELINE = "MICROCLUSTER_LIFELINE"  # the descriptor through which a child of `local` notices its end
 
 _EPILOG = {
@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
         "local": (*config.LOCAL, *config.MANAGER),
         "key": (),
     }
-    for verb in VERBS:
+    for verb in MACHINE_VERBS:
         one = verbs.add_parser(
             verb,
             help=_HELP[verb],

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ WIRE = 2  # version of marshal that every Python reads
 MESSAGE_MAX = 32 * 1024  # a larger request goes in a memfd
 POLL_S = 0.02  # without guards: how often an attempt's end is looked for
 LAST_WORDS = 4096
+RAN_ON = ("Error in sitecustomize;", "Bad magic number", "EOF read where not expected")
 
 
 class AttemptPlan(NamedTuple):
@@ -96,7 +97,6 @@ class Attempt:
             self.runner.tell(message)
         else:
             self._forget(self)
-            self.exited(never("ended before it started"))
 
     def started(self, pid: int, warm: bool, why_cold: str | None, at: float) -> None:
         """Called by the runner, perhaps twice."""
@@ -137,11 +137,12 @@ class Guard:
         self.attempt: Attempt | None = None
         self._file: str | None = None
         self._said = b""
-        self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [python, "-I", "-S", GUARD, str(theirs.fileno())]
         if warm is not None:
             fd, self._file = tempfile.mkstemp(prefix="microcluster-", suffix=".pyc")  # empty: it is never read
             os.close(fd)
+        self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        command = [python, "-I", "-S", GUARD, str(theirs.fileno())]
+        if warm is not None and self._file is not None:
             command = [python, self._file]
             own = env.get("PYTHONPATH")
             path = HOOK if own is None else f"{HOOK}:{own}" if own else f"{HOOK}/"  # as warm/hook takes it apart
@@ -178,7 +179,7 @@ class Guard:
             "env": [(os.fsencode(name), os.fsencode(value)) for name, value in plan.env.items()],
             "cwd": os.fsencode(plan.cwd),
             "cold": why_cold,
-            "flush": b"" if plan.buffered else os.fsencode(FLUSH),
+            "flush": b"" if plan.buffered or os.pathsep in FLUSH else os.fsencode(FLUSH),
             "memory": plan.memory,
             "swept": proctree.is_subreaper(),
         }
@@ -199,12 +200,12 @@ class Guard:
         self.jobs += 1
         return True
 
-    def check(self, python: str, script: str, env: Mapping[str, str]) -> None:
+    def check(self, python: str, script: str, args: Iterable[str], env: Mapping[str, str]) -> None:
         """Have it run `script` warm and cold, and compare; `owner.checked` hears how that went."""
         request = {
             "python": os.fsencode(python),
             "script": os.fsencode(script),
-            "args": [b"one", b"two"],
+            "args": [os.fsencode(word) for word in args],
             "env": [(os.fsencode(name), os.fsencode(value)) for name, value in env.items()],
             "cwd": b"/",
             "flush": os.fsencode(FLUSH),
@@ -231,8 +232,9 @@ class Guard:
     def last_words(self) -> str:
         """What a guard that was never ready had to say, in one line."""
         lines = self._said.decode("utf-8", "replace").strip().splitlines()
-        told = [line for line in lines if "rror" in line and "sitecustomize;" not in line and "Bad magic" not in line]
-        return told[-1] if told else "it did not stop in its start-up" if lines else "it said nothing"
+        # When it runs on, it finds nothing to run in its file.
+        told = [line for line in lines if "rror" in line and not any(words in line for words in RAN_ON)]
+        return told[0] if told else "it did not stop in its start-up" if lines else "it said nothing"
 
     def _tidy(self) -> None:
         """Free what is needed only until it is ready."""

@@ -126,8 +126,6 @@ class Blobs:
                 while view:
                     view = view[os.write(fd, view) :]
                 stored += len(data)
-                if stored == size:
-                    self._sync(fd)
             finally:
                 os.close(fd)
         if stored < size:
@@ -135,8 +133,21 @@ class Blobs:
         if hash_file(aside) != name:
             os.unlink(aside)
             raise ValueError("the content does not fit its hash")
+        self._sync_whole(aside)
         self._keep(aside, name)
         return size, True
+
+    def _sync_whole(self, aside: str) -> None:
+        """Content that came in pieces, on disk. After a failure nothing of it may count: a second fsync would succeed
+        though the pages are gone."""
+        fd = os.open(aside, os.O_RDWR)
+        try:
+            self._sync(fd)
+        except OSError:
+            os.unlink(aside)
+            raise
+        finally:
+            os.close(fd)
 
     def forget(self, name: str) -> int:
         """Remove; the bytes that are free now."""

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Optional
 
-from . import __version__, interpreters, jobenv, keys, machine
+from . import __version__, interpreters, jobenv, keys, machine, proctree
 from .attempts import Attempts
 from .core import orders
 from .core.agent import Agent, Capacity
@@ -51,7 +51,6 @@ CACHE_BYTES = 20 << 30  # of fetched content, and never more than half of what t
 DISK_STEP = 256 << 20  # smaller changes of the free disk are not worth a message
 REASON_CHARS = 300
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-PR_SET_DUMPABLE = 4
 
 
 class Worker:
@@ -423,23 +422,14 @@ def _worker_id(path: Path) -> str:
     return found
 
 
-def _undumpable() -> None:
-    """No other process of this user may read our memory from now on: the key is in it."""
-    if not sys.platform.startswith("linux"):
-        return
-    try:
-        import ctypes
-
-        ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
-    except (ImportError, OSError, AttributeError):
-        log.warning("cannot keep jobs from reading the memory of this worker")
-
-
 def run_worker(settings: Any) -> int:
     """`run.py worker`: work until told to leave; the exit code. Main thread. Raises MicroclusterError, OSError."""
+    proctree.become_subreaper()  # what a killed guard leaves behind comes to us, and is swept
     worker = Worker(settings)
     worker.open()
-    _undumpable()
+    # From now on no other process of this user may read our memory: the key is in it.
+    if not proctree.forbid_dumping() and sys.platform.startswith("linux"):
+        log.warning("cannot keep jobs from reading the memory of this worker")
     ours, theirs = socket.socketpair()
     for each in (ours, theirs):
         each.setblocking(False)

@@ -43,7 +43,7 @@ LATE_IMPORTS: set[tuple[str, str]] = {
     ("verbs", ".dashboard"), ("verbs", ".top"), ("verbs", ".completion"), ("closure", "importlib.machinery"),
     ("machines", ".manager"), ("machines", ".worker"),
     # Not on every system or every Python.
-    ("net", "resource"), ("store", "msvcrt"), ("top", "curses"), ("worker", "ctypes"), ("pep723", "tomllib"),
+    ("net", "resource"), ("store", "msvcrt"), ("top", "curses"), ("pep723", "tomllib"),
 }  # fmt: skip
 
 # `except Exception` or wider, one per thread at its top loop: (module, function).

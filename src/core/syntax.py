@@ -12,7 +12,7 @@ import functools
 import math
 import re
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from .errors import UsageError
@@ -309,6 +309,40 @@ def parse_selector(text: str) -> Selector:
     if lo is not None and hi is not None and (hi < lo or hi > MAX_INDEX):
         raise UsageError(problem)
     return Selector(job, to, lo, hi)
+
+
+# -- small values --------------------------------------------------------------------------------------------------------
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """A parser of whole numbers from `least` on."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise UsageError(f"not a number from {least} on: {_shown(text)}")
+        return value
+
+    return parse
+
+
+def parse_label(text: str) -> str:
+    """A label of a worker, as `gpu` or `os=linux`."""
+    if not text or len(text) > 200 or not text.isascii() or not all(c.isalnum() or c in "._=+:/@-" for c in text):
+        raise UsageError(f"not a label: {_shown(text)} (letters, digits, . _ = + : / @ -)")
+    return text
+
+
+def parse_resource(text: str) -> tuple[str, int]:
+    """From `licence=2`."""
+    name, _, number = text.partition("=")
+    good = 0 < len(name) <= 64 and name.isascii() and name[0].isalnum() and all(c.isalnum() or c in "._-" for c in name)
+    if not good or not number.isdecimal():
+        raise UsageError(f"not NAME=N: {_shown(text)} (for example --resource licence=2)")
+    return name, int(number)
 
 
 # -- grids --------------------------------------------------------------------------------------------------------------

@@ -23,15 +23,16 @@ def raising() -> None:
 def main() -> None:
     say(sys.argv, sys.path, sys.flags, getattr(sys, "orig_argv", None), sys.executable, sys.prefix)
     say(__name__, __file__, list(globals()), globals()["__loader__"].__class__, __spec__)
-    say(list(sys.modules), list(sys.path_importer_cache), list(vars(sys)))
-    say([type(finder) for finder in [*sys.meta_path, *sys.path_hooks]])
+    if sys.argv[-1] != "ahead":  # modules were imported ahead, and may be seen
+        say(list(sys.modules), list(sys.path_importer_cache), list(vars(sys)), sys.warnoptions)
+        say([type(finder) for finder in [*sys.meta_path, *sys.path_hooks]])
     say(list(os.environ.items()), os.getcwd(), sorted(os.listdir("/proc/self/fd")))
     for name in ("stdin", "stdout", "stderr"):
         stream = getattr(sys, name)
         say(repr(stream), stream.line_buffering, stream.write_through, stream is getattr(sys, f"__{name}__"))
     with open("/proc/self/cmdline", "rb") as file:
         say(file.read())
-    say(sys._getframe(1).f_back, sys.getrecursionlimit(), sys.getswitchinterval(), sys.warnoptions)
+    say(sys._getframe(1).f_back, sys.getrecursionlimit(), sys.getswitchinterval())
     traceback.print_stack()
     try:
         raising()

@@ -49,22 +49,22 @@ def arm(order: list[str], modules: list[str], importers: list[str]) -> None:
     module = type(sys)("guard")
     module.__file__ = path = os.path.dirname(os.path.dirname(__file__)) + "/guard.py"
     external.SourceFileLoader("guard", path).exec_module(module)
-    ours = [name for name in sys.modules if name not in modules]
-    for name in order[1:]:
-        __import__(name)
     zygote: Any = Namespace(
         guard=module,
         control_fd=int(order[0]),
         real=external.SourcelessFileLoader,
-        modules={name for name in sys.modules if name not in ours},
-        importers=importers if len(order) == 1 else None,
+        modules={*modules},
+        importers={*importers},
         cache={},
         stale=False,
         prepare=lambda guard, request: prepare(zygote, request),
         become=lambda guard, request, fds, code: become(zygote, guard, request, fds, code),
     )
     forget_ours(zygote)
-    zygote.env = list(os.environ._data.items())  # type: ignore[attr-defined]
+    for name in order[1:]:
+        __import__(name)
+        zygote.modules.update(sys.modules)
+        zygote.importers.update(sys.path_importer_cache)
     gc.collect()
     gc.freeze()  # else each child copies every page at its end, when the collector writes into all headers
     # A frozen __main__ would lose its finalisers at the end.
@@ -310,8 +310,6 @@ def forget_ours(zygote: Any) -> None:
         for name in [*sys.modules]:
             if name not in zygote.modules:
                 del sys.modules[name]
-    if zygote.importers is None:  # after imports ahead, theirs stay
-        zygote.importers = [*sys.path_importer_cache]
     if len(sys.path_importer_cache) != len(zygote.importers):
         for name in [*sys.path_importer_cache]:
             if name not in zygote.importers:

@@ -6,6 +6,7 @@ import json
 import signal
 import socket
 import ssl
+import subprocess
 from collections import Counter
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from tests.support.servers import (
     background_client,
     client,
     client_bytes,
+    client_command,
     enter,
     running_manager,
     running_worker,
@@ -25,7 +27,7 @@ from tests.support.servers import (
     wait_state,
     write_script,
 )
-from tests.support.waiting import wait_until
+from tests.support.waiting import FACTOR, wait_until
 
 # Says that it runs, then waits until the test opens the gate; both are files below the folder that it is given.
 GATED = """
@@ -129,6 +131,17 @@ class TestClients(ClusterCase):
         self.open_gate()
         self.assertEqual(client(self.manager, "wait", "last").returncode, 0)
         self.assertEqual(client(self.manager, "result", "last").stdout, GATED_OUTPUT)
+
+    def test_a_reader_that_leaves_cancels_the_run(self) -> None:
+        script = write_script(self.manager, "endless.py", "while True:\n    print('line')\n")
+        with subprocess.Popen(
+            client_command(self.manager, "run", script), stdout=subprocess.PIPE, env=self.manager.environ
+        ) as running:
+            assert running.stdout is not None
+            self.assertEqual(running.stdout.readline(), b"line\n")
+            running.stdout.close()
+            self.assertEqual(running.wait(120 * FACTOR), 141)
+        self.assertEqual(client(self.manager, "wait", "last").returncode, 143)
 
     def test_interrupting_run_cancels_the_whole_tree(self) -> None:
         script = write_script(self.manager, "tree.py", TREE)

@@ -87,7 +87,7 @@ class LauncherCase(Case):
 
     def _remove(self) -> None:
         for path in sorted(self.folder.rglob("*"), reverse=True):
-            path.rmdir() if path.is_dir() else path.unlink()
+            path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
         self.folder.rmdir()
 
     def begin(self, script: str, *argv: str, stdin: int | None = None, **plan: Any) -> Running:
@@ -157,13 +157,16 @@ class LauncherCase(Case):
         self.turn_until(lambda: line.encode() + b"\n" in running.output[1], f"the line {line}")
 
     def assert_alone(self) -> None:
-        alive = marked_pids(self.mark) - self.guards.pids()
-        guards = [guard for pool in self.guards._pools.values() for guard in pool.guards]
-        testing = {pid for guard in guards if not guard.pool.verified for pid in proctree.descendants(guard.pid)}
-        alive = {pid for pid in alive - testing if Path(f"/proc/{pid}").exists()}
-        # a dead one may wait a moment to be reaped; that it is, the leak check sees
-        told = [text for text in map(describe_process, alive) if "[state Z" not in text and "ended" not in text]
-        self.assertEqual(told, [], "processes that outlived their attempt")
+        def left() -> list[int]:
+            alive = marked_pids(self.mark) - self.guards.pids()
+            guards = [guard for pool in self.guards._pools.values() for guard in pool.guards]
+            testing = {pid for guard in guards if not guard.pool.verified for pid in proctree.descendants(guard.pid)}
+            return [pid for pid in alive - testing if Path(f"/proc/{pid}").exists()]
+
+        found = left()
+        living = [text for text in map(describe_process, found) if "[state Z" not in text]
+        self.assertEqual(living, [], "processes that outlived their attempt")
+        self.turn_until(lambda: not left(), "the dead to be reaped")
 
 
 class TestRunning(LauncherCase):
@@ -218,6 +221,8 @@ class TestRunning(LauncherCase):
         self.until_line(first, "here")
         second = self.begin("print(2)")
         second.attempt.stop(5)
+        second.attempt.kill()
+        self.turn_until(lambda: second.ended, "its end")
         self.assertTrue(second.ended[0].never_ran)
         os.close(pipe[1])
         self.assertEqual(self.finish(first).exit_code, 0)

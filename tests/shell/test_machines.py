@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Optional
 from unittest import mock
 
-from src import keys, log, machines
+from src import console, keys, log, machines
 from src.core.errors import KeyProblem, MicroclusterError, StoreError, UsageError
 from tests.support.leaks import Case
 from tests.support.waiting import FACTOR
@@ -41,7 +41,7 @@ class TestUsage(unittest.TestCase):
     def test_every_verb_shows_an_example(self) -> None:
         code, out, _ = run("--help")
         self.assertEqual(code, 0)
-        for verb in machines.VERBS:
+        for verb in console.MACHINE_VERBS:
             self.assertIn(verb, out)
             code, text, _ = run(verb, "--help")
             self.assertEqual(code, 0)

@@ -53,6 +53,17 @@ class BlobsTest(SpoolCase):
         self.assertFalse(blobs.has("0" * 64))
         self.assertEqual(blobs.upload(hashlib.sha256(b"").hexdigest(), 0, 0, b""), (0, True))
 
+    def test_a_failed_sync_of_an_upload_never_counts(self) -> None:
+        data = b"x" * 1000
+        name = hashlib.sha256(data).hexdigest()
+        blobs = Blobs(self.folder)
+        faults.arm("blob.sync:1:EIO")
+        with self.assertRaises(OSError):
+            blobs.upload(name, 1000, 0, data)
+        faults.disarm()
+        self.assertEqual(blobs.upload(name, 1000, 0, b""), (0, False), "it begins anew")
+        self.assertEqual(blobs.upload(name, 1000, 0, data), (1000, True))
+
     def test_eviction_takes_the_least_recently_used(self) -> None:
         blobs = Blobs(self.folder, durable=False)
         names = [blobs.put_bytes(bytes([n]) * 1000) for n in range(5)]

@@ -137,6 +137,30 @@ class StoreTest(StoreCase):
         self.store.apply([SaveJob(job_row(1)), SaveTask(task_row(1, files="f" * 64))])
         self.assertEqual(set(self.store.live_blobs()), {"0" * 64, "f" * 64})
 
+    def test_a_returned_list_that_is_nonsense_does_not_stop_the_sweep(self) -> None:
+        name = "ab" + "0" * 62
+        os.makedirs(f"{self.folder}/blobs/ab")
+        with open(f"{self.folder}/blobs/ab/{'0' * 62}", "wb") as file:
+            file.write(b'[["f", "../evil"]]')
+        self.store.apply([SaveJob(job_row(1)), SaveTask(task_row(1, files=name))])
+        self.assertEqual(set(self.store.live_blobs()), {"0" * 64, name})
+
+    def test_lists_never_read_all_jobs(self) -> None:
+        asked: list[str] = []
+        self.store.db.set_trace_callback(asked.append)
+        for state, name, user, since in (
+            (None, None, "ann", None),
+            ("failed", None, None, None),
+            (None, "x", None, None),
+        ):
+            self.store.list_jobs(state, name, user, since, 50)
+        self.store.list_jobs(None, None, None, 60.0, 50)
+        self.store.db.set_trace_callback(None)
+        for sql in asked:
+            plan = " ".join(row[3] for row in self.store.db.execute(f"EXPLAIN QUERY PLAN {sql}"))
+            self.assertIn("SEARCH", plan, sql)
+            self.assertNotIn("TEMP B-TREE", plan, sql)
+
 
 class RefusalTest(StoreCase):
     def test_a_second_manager(self) -> None:

@@ -565,6 +565,7 @@ class TestProcess(WorkerCase):
         self.assertEqual(self.manager.byes, 1)
 
     def test_jobs_cannot_read_its_memory(self) -> None:
-        question = "import ctypes, src.worker; src.worker._undumpable(); print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))"
+        question = "import ctypes; from src import proctree; proctree.forbid_dumping();"
+        question += "print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))"
         asked = subprocess.run([sys.executable, "-c", question], cwd=ROOT, stdout=subprocess.PIPE, check=True)
         self.assertEqual(asked.stdout, b"0\n")
