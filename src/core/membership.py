@@ -99,6 +99,8 @@ class Membership:
             return None
         if key.pos not in job.queued or row.reason != outcome.LOST:
             return None
+        if job.max_running is not None and len(job.live) >= job.max_running:
+            return None  # others took its place: it ends there, and waits for its turn like any other
         del job.past[key.pos]
         job.queued.discard(key.pos)
         return self._cluster.begin(

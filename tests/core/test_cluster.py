@@ -252,6 +252,20 @@ class ArrayTest(unittest.TestCase):
         self.assertEqual(len(self.bench.given("w")), 2)
         self.assertEqual(self.bench.why(job), "at most 2 of its tasks run at a time (--max-running)")
 
+    def test_what_comes_back_from_a_lost_worker_does_not_exceed_max_running(self) -> None:
+        self.bench.join("w")
+        job = self.bench.submit(count=2, array="0-1", max_running=1)
+        self.bench.finish("w", *self.bench.given("w"), code=1)
+        (second,) = self.bench.given("w")
+        self.bench.step(events.WorkerGone("w", False))
+        self.bench.step(seconds=61)
+        self.bench.step(events.RetryAsked([events.Target(job, None, None)], None))
+        self.bench.join("v")
+        self.assertEqual(self.bench.given("v"), [TaskKey(job, 0, 2)])
+        self.bench.join("w", as_link="w2", holding=[[*second, "running", 1.0]])
+        self.assertEqual(self.bench.mail["w2"].welcome["kill"], [second])
+        self.assertEqual(self.bench.state(job, 1), "queued")
+
     def test_max_fails_cancels_the_rest(self) -> None:
         self.bench.join("w", slots=2)
         job = self.bench.submit(count=9, array="0-8", max_fails=1, timeout=900.0)
