@@ -157,7 +157,7 @@ class Worker:
         stage = Stage(self.folder, blobs)
         environments = Environments(root / "environments", inherited)
         self._closers += [stage.close, errands.close, builds.close, environments.stop]
-        self.reports = Reports(self.loop)
+        self.reports = Reports(self.loop, self.agent.supplied)
         self.streams = Streams(self.loop, self.folder / "spool", self.reports)
         self._closers.append(self.streams.close)
         self._closers.remove(guards.close)

@@ -174,6 +174,10 @@ class Agent:
             due.append(self._idle_since + self._idle_exit)
         return min(due) if due else None
 
+    def supplied(self) -> bool:
+        """Whether work is here that waits for nothing but a slot."""
+        return bool(self._ready)
+
     def running(self) -> int:
         """Attempts that have a process, or are about to."""
         return sum(attempt.phase in (STARTING, RUNNING) for attempt in self.attempts.values())

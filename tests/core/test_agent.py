@@ -130,7 +130,9 @@ class TestLife(unittest.TestCase):
         driver.connect()
         driver.give(key(0), key(1))
         driver.started(key(0))
+        self.assertTrue(driver.agent.supplied())
         self.assertEqual(driver.exited(key(0)), [Collect(key(0)), Start(key(1), ())])
+        self.assertFalse(driver.agent.supplied())
 
     def test_what_comes_twice_or_unasked_changes_nothing(self) -> None:
         driver = Driver()

@@ -255,7 +255,7 @@ class ArrayTest(unittest.TestCase):
     def test_what_comes_back_from_a_lost_worker_does_not_exceed_max_running(self) -> None:
         self.bench.join("w")
         job = self.bench.submit(count=2, array="0-1", max_running=1)
-        self.bench.finish("w", *self.bench.given("w"), code=1)
+        self.bench.finish("w", self.bench.given("w")[0], code=1)
         (second,) = self.bench.given("w")
         self.bench.step(events.WorkerGone("w", False))
         self.bench.step(seconds=61)

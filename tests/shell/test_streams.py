@@ -406,6 +406,29 @@ class TestReports(StreamsCase):
         self.loop.turn(0)
         self.assertEqual(conn.messages[2]["started"], [[7, 2, 1, 3.0, True, None]])
 
+    def test_ends_wait_for_each_other_while_work_is_here_and_nothing_else_leaves(self) -> None:
+        conn = self.connect()
+        self.reports = Reports(self.loop, lambda: supplied)
+        self.reports.conn = conn
+        supplied = True
+        for pos in range(3):
+            self.tell_end(pos)
+            self.loop.turn(0)
+            self.assertEqual(conn.messages, [])
+        self.turn_until(lambda: conn.messages, "three ends in one message")
+        self.assertEqual([fin["task"][1] for fin in conn.results], [0, 1, 2])
+        self.tell_end(3)
+        self.reports.output(KEY, 1, 0, b"x")  # output does not wait, and takes along what does
+        self.loop.turn(0)
+        self.assertEqual([fin["task"][1] for fin in conn.results], [0, 1, 2, 3])
+        supplied = False
+        self.tell_end(4)
+        self.loop.turn(0)
+        self.assertEqual(len(conn.results), 5)
+
+    def tell_end(self, pos: int) -> None:
+        self.reports.finished({"task": [7, pos, 1], "out": [0, 0], "err": [0, 0]}, b"", b"")
+
     def test_without_a_connection_nothing_is_kept(self) -> None:
         self.reports.started(KEY, 1.0, True, None)
         self.reports.recalled(KEY)
