@@ -250,7 +250,7 @@ p("main thread", """
 p("thread ident in main", "import _thread, threading; print(_thread.get_ident() == threading.main_thread().ident)")
 p("thread error", "import threading\nt = threading.Thread(target=lambda: 1/0, name='odd'); t.start(); t.join()")
 p("daemon thread", "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start(); print('end')")
-p("late thread", "import threading, time\nthreading.Thread(target=lambda: (time.sleep(.02), print('late'))).start(); print('end')")
+p("late thread", "import threading\nthreading.Thread(target=lambda: (threading.main_thread().join(), print('late'))).start(); print('end')")
 p("executor", "from concurrent.futures import ThreadPoolExecutor as T\nwith T(4) as t: print(list(t.map(str, range(9))))")
 p("threads of the process", "import os; print(os.listdir('/proc/self/task') == [str(os.getpid())])")
 p("thread hook", "import threading\nthreading.excepthook = lambda a: print('hook', a.exc_type)\nthreading.Thread(target=lambda: 1/0).start()")
