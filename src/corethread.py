@@ -119,6 +119,7 @@ class Core:
     def start(self) -> None:
         now, wall = time.monotonic(), time.time()
         self.cluster.load(self.store.load(), now, wall)
+        self.call_later(1.0, self.forgetter.resume)
         if self.manager.settings.keep is not None:
             self.call_later(1.0, lambda: self.forgetter.watch(self.manager.settings.keep))
         self._thread.start()

@@ -8,14 +8,15 @@ from __future__ import annotations
 import errno
 import os
 
-_armed: dict[str, tuple[int, str]] = {}  # name → calls left until it fails, what happens
+DIED = 99  # exit status of a process that a fault ended
+
+_armed: dict[str, tuple[int, str]] = {}  # name → which call of it fails, what happens then
 _counts: dict[str, int] = {}
 
 
 def arm(text: str) -> None:
-    """Arm the places that the text names; replaces what was armed."""
-    _armed.clear()
-    _counts.clear()
+    """Arm the places that the text names; replaces what was armed. `any` stands for all of them."""
+    disarm()
     for part in filter(None, text.split(",")):
         name, nth, what = part.split(":")
         _armed[name] = (int(nth), what)
@@ -23,10 +24,11 @@ def arm(text: str) -> None:
 
 def disarm() -> None:
     _armed.clear()
+    _counts.clear()
 
 
 def point(name: str) -> None:
-    """Raises OSError, or ends the process, at the armed call of this place. `any` stands for all of them."""
+    """Raises OSError, or ends the process, at the armed call of this place."""
     if not _armed:
         return
     for known in (name, "any"):
@@ -35,14 +37,19 @@ def point(name: str) -> None:
             _counts[known] = _counts.get(known, 0) + 1
             if _counts[known] == nth:
                 if what == "die":
-                    os._exit(99)
+                    os._exit(DIED)
                 number = getattr(errno, what)
                 raise OSError(number, os.strerror(number))
 
 
+def passed(name: str) -> int:
+    """How often an armed place was come to."""
+    return _counts.get(name, 0)
+
+
 def reached(name: str) -> bool:
     """Whether an armed place came to its failing call."""
-    return name in _armed and _counts.get(name, 0) >= _armed[name][0]
+    return name in _armed and passed(name) >= _armed[name][0]
 
 
 arm(os.environ.get("MICROCLUSTER_FAULTS", ""))

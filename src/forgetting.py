@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 JOBS_A_PIECE = 200
+FILES_A_PIECE = 500
 BLOBS_A_PIECE = 2000
 PARTIAL_S = 86_400.0  # an upload that stood still for so long is given up
 LOOK_S = 60.0  # how often --keep is looked at
@@ -55,6 +55,11 @@ class Forgetter:
 
         self.forget(time.time() - keep_s, done)
 
+    def resume(self) -> None:
+        """Go on with what a manager before this one did not come to the end of."""
+        if self._core.store.half_forgotten(1):
+            self.forget(0.0, lambda count, problem: None)
+
     def forget(self, before: float, then: Then) -> None:
         """Jobs that finished before this wall time; then(how many, what went wrong)."""
         self._waiting.append((before, then))
@@ -72,15 +77,17 @@ class Forgetter:
             self._core.call_later(0.0, self._step)
 
     def _errand(self, before: float, then: Then) -> Iterator[None]:
-        count, problem = 0, None
+        count, problem, store = 0, None, self._core.store
         try:
             while True:
-                ids = self._core.store.finished_before(before, JOBS_A_PIECE)
-                if not ids:
+                half = store.half_forgotten(JOBS_A_PIECE)
+                ids = store.finished_before(before, JOBS_A_PIECE - len(half))
+                if not half and not ids:
                     break
-                self._core.store.apply([ForgetJob(job) for job in ids])
-                for job in ids:
-                    self._core.outputs.remove_job(job)
+                for job in half:  # while the store still knows of them: a crash leaves nothing that nobody looks for
+                    while not self._core.outputs.remove_job(job, FILES_A_PIECE):
+                        yield
+                store.apply([ForgetJob(job) for job in ids], clear=half)
                 count += len(ids)
                 yield
         except DiskFull as error:
@@ -100,8 +107,8 @@ class Forgetter:
             for folder in sorted(os.listdir(self._core.blobs.folder)):
                 yield
                 self._sweep_folder(folder)
-        except (sqlite3.OperationalError, OSError):
-            return  # a batch was rolled back meanwhile, which ends the reading too: the next time
+        except OSError:
+            return  # the next time
         finally:
             self._kept = None
 

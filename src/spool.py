@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
-import shutil
+import sys
 import threading
 import time
 from collections import OrderedDict
@@ -16,9 +17,13 @@ from typing import NamedTuple
 
 from . import faults
 
+if sys.platform == "darwin":
+    import fcntl
+
 FILES_OPEN = 256  # descriptors that Outputs keeps
 FRESH_S = 3600.0  # a blob younger than this is not swept: its job may be about to be submitted
 _STREAMS = {1: "out", 2: "err"}
+_BINARY = getattr(os, "O_BINARY", 0)  # Windows would change line ends
 
 
 class FileRange(NamedTuple):
@@ -37,8 +42,29 @@ def make_dir(path: str, durable: bool = False) -> None:
             sync_dir(os.path.dirname(path))
 
 
+def create_private(path: str, content: bytes = b"", new: bool = False) -> None:
+    """A file that only its owner can read, with this content on disk; one that is there stays as it is, or, with new,
+    is refused. Raises OSError."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | _BINARY | (os.O_EXCL if new else 0), 0o600)
+    try:
+        if content:
+            os.write(fd, content)
+            sync_file(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_file(fd: int) -> None:
+    """Make what was written durable. Raises OSError; a second try may then lie, since the pages are gone."""
+    if sys.platform == "darwin":
+        fcntl.fcntl(fd, fcntl.F_FULLFSYNC)  # fsync leaves it in the drive's cache there
+    else:
+        os.fsync(fd)
+
+
 def sync_dir(path: str) -> None:
-    """Make a rename in this folder durable, where the system has that notion."""
+    """Make a rename in this folder durable, where the system has that notion. Raises OSError."""
+    faults.point("dir.sync")
     if hasattr(os, "O_DIRECTORY"):
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -52,23 +78,35 @@ class Blobs:
 
     def __init__(self, folder: str, durable: bool = True) -> None:
         self.folder, self.durable = folder, durable
-        self._known: set[str] = set()
-        self._lock = threading.Lock()  # guards _known and the names of temporary files
+        self._known: set[str] = set()  # durable, too
+        self._synced: set[str] = set()  # folders whose names a crash of an earlier process left in doubt no more
+        self._lock = threading.Lock()  # guards the names of temporary files
         self._serial = 0
         make_dir(folder)
         self._partial = os.path.join(folder, "partial")
         make_dir(self._partial)
+        if durable:
+            sync_dir(folder)
+            sync_dir(os.path.dirname(os.path.abspath(folder)))
 
     def path(self, name: str) -> str:
         return os.path.join(self.folder, name[:2], name[2:])
 
     def has(self, name: str) -> bool:
+        """Whether it is there, for good."""
         if name in self._known:
             return True
-        if os.path.exists(self.path(name)):
-            self._known.add(name)
-            return True
-        return False
+        path = self.path(name)
+        if not os.path.exists(path):
+            return False
+        if self.durable and name[:2] not in self._synced:
+            try:
+                sync_dir(os.path.dirname(path))
+            except OSError:
+                return False  # whoever then wants to store it learns what is wrong
+            self._synced.add(name[:2])
+        self._known.add(name)
+        return True
 
     def missing(self, names: list[str]) -> list[str]:
         return [name for name in names if not self.has(name)]
@@ -81,7 +119,8 @@ class Blobs:
                 self._serial += 1
                 aside = os.path.join(self._partial, f"{os.getpid()}.{self._serial}")
             try:
-                fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                faults.point("blob.open")
+                fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o600)
                 with os.fdopen(fd, "wb") as file:
                     faults.point("blob.write")
                     file.write(data)
@@ -96,7 +135,7 @@ class Blobs:
     def _sync(self, fd: int) -> None:
         faults.point("blob.sync")
         if self.durable:
-            os.fsync(fd)
+            sync_file(fd)
 
     def _keep(self, aside: str, name: str) -> None:
         target = self.path(name)
@@ -104,7 +143,12 @@ class Blobs:
         faults.point("blob.rename")
         os.replace(aside, target)
         if self.durable:
-            sync_dir(os.path.dirname(target))
+            try:
+                sync_dir(os.path.dirname(target))
+            except OSError:
+                self._known.discard(name)
+                os.unlink(target)  # as in _sync_upload: a later sync may lie
+                raise
         self._known.add(name)
 
     def upload(self, name: str, size: int, offset: int, data: bytes) -> tuple[int, bool]:
@@ -119,7 +163,8 @@ class Blobs:
             os.unlink(aside)
             stored = 0
         if offset == stored and len(data) <= size - stored:
-            fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            faults.point("blob.open")
+            fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_APPEND | _BINARY, 0o600)
             try:
                 faults.point("blob.write")
                 view = memoryview(data)
@@ -170,9 +215,11 @@ class Blobs:
         found = []
         for short in os.listdir(self.folder):
             if len(short) == 2:
-                for entry in os.scandir(os.path.join(self.folder, short)):
-                    info = entry.stat()
-                    found.append((short + entry.name, info.st_size, max(info.st_mtime, info.st_atime)))
+                with os.scandir(os.path.join(self.folder, short)) as entries:
+                    for entry in entries:
+                        with contextlib.suppress(FileNotFoundError):
+                            info = entry.stat()
+                            found.append((short + entry.name, info.st_size, max(info.st_mtime, info.st_atime)))
         return found
 
     def touch(self, name: str) -> None:
@@ -214,6 +261,7 @@ class Outputs:
         self._open: OrderedDict[str, tuple[int, int]] = OrderedDict()  # path → descriptor, size
         self._lock = threading.Lock()  # guards _open, held for one system call at most
         make_dir(folder)
+        sync_dir(folder)
 
     def _path(self, job: int, pos: int, attempt: int, stream: int) -> str:
         return os.path.join(self.folder, str(job), f"{pos}.{attempt}.{_STREAMS[stream]}")
@@ -246,7 +294,7 @@ class Outputs:
             return found
         make_dir(os.path.dirname(path), durable=True)
         faults.point("output.open")
-        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | _BINARY, 0o600)
         while len(self._open) >= FILES_OPEN:
             os.close(self._open.popitem(last=False)[1][0])
         self._open[path] = (fd, os.fstat(fd).st_size)
@@ -282,12 +330,16 @@ class Outputs:
     def sync(self, job: int, pos: int, attempt: int, stream: int) -> None:
         """On disk after this. Raises OSError."""
         path = self._path(job, pos, attempt, stream)
-        with self._lock:
-            if os.path.exists(path):
-                faults.point("output.sync")
-                os.fsync(self._take(path)[0])
-        if os.path.isdir(os.path.dirname(path)):
-            sync_dir(os.path.dirname(path))
+        try:
+            fd = os.open(path, os.O_RDWR | _BINARY)  # its own: a sync may take long, and must not hold up who writes
+        except FileNotFoundError:
+            return
+        try:
+            faults.point("output.sync")
+            sync_file(fd)
+        finally:
+            os.close(fd)
+        sync_dir(os.path.dirname(path))
 
     def remove(self, job: int, pos: int, attempt: int) -> None:
         """The output of an attempt; its job's folder too when it is empty then."""
@@ -302,13 +354,20 @@ class Outputs:
         with contextlib.suppress(OSError):
             os.rmdir(os.path.join(self.folder, str(job)))
 
-    def remove_job(self, job: int) -> None:
-        """All output of a job."""
+    def remove_job(self, job: int, most: int) -> bool:
+        """Output of a job, at most so many files: there may be millions. Whether that is all that could be done."""
         folder = os.path.join(self.folder, str(job))
         with self._lock:
             for path in [path for path in self._open if os.path.dirname(path) == folder]:
                 os.close(self._open.pop(path)[0])
-        shutil.rmtree(folder, ignore_errors=True)
+        gone = 0
+        with contextlib.suppress(OSError):
+            with os.scandir(folder) as entries:
+                for entry in itertools.islice(entries, most):
+                    os.unlink(entry.path)
+                    gone += 1
+            os.rmdir(folder)
+        return gone < most
 
     def total_bytes(self) -> int:
         """Of all output files."""

@@ -1,26 +1,25 @@
-"""The job table in SQLite: one connection, one thread, one transaction per batch. Decides nothing.
+"""The job table: what the brain wants saved, one transaction per batch, and what anybody wants to know of it.
 
-If you change the schema: raise SCHEMA, add the step to MIGRATIONS, and keep a database of the old one in the tests.
-SQL as of SQLite 3.31: no RETURNING, no STRICT. WAL with synchronous=FULL: what was committed survives a power cut.
-locking_mode=EXCLUSIVE: a second opener, even a reader, is refused, which also rules out SQLite's WAL-reset bug.
+Decides nothing. One connection, one thread: the one that called `open`, or another that took over. schema.py has the
+tables and what may be wrong with the file.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import sqlite3
-import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from . import faults
+from . import faults, schema
 from .core import events
-from .core.errors import DiskFull, StoreError
-from .core.jobs import JobRow, TaskRow, spec_blobs
-from .core.messages import BadMessage, check_manifest
+from .core.errors import DiskFull, MicroclusterError, StoreError
+from .core.jobs import CANCELLED, FAILED, STATES, TERMINAL, JobRow, TaskRow, spec_blobs
+from .core.messages import check_manifest
 from .core.saves import (
     ClearOutput,
     ForgetJob,
@@ -32,67 +31,26 @@ from .core.saves import (
     StoreOutput,
     UpdateJob,
 )
-from .spool import make_dir
+from .spool import create_private, make_dir
 
-if sys.platform != "win32":
-    import fcntl
+WORKERS_KEPT_S = 30 * 86400.0  # how long a worker's name stays its own
+CLEAR_ROWS = 5_000  # of forgotten jobs that one batch deletes: 10 ms
+BLOBS_A_LOOK = 500  # jobs, or lists of files, that live_blobs reads at once
 
-SCHEMA = 1
-_TABLES = """
-CREATE TABLE job (
-    id INTEGER PRIMARY KEY, request_id TEXT NOT NULL UNIQUE, once TEXT UNIQUE, name TEXT NOT NULL, user TEXT NOT NULL,
-    priority INTEGER NOT NULL, state TEXT NOT NULL, count INTEGER NOT NULL, waiting INTEGER NOT NULL,
-    queued INTEGER NOT NULL, running INTEGER NOT NULL, succeeded INTEGER NOT NULL, failed INTEGER NOT NULL,
-    cancelled INTEGER NOT NULL, spec TEXT NOT NULL, sets TEXT NOT NULL, submitted_at REAL NOT NULL, started_at REAL,
-    finished_at REAL, reason TEXT);
-CREATE INDEX job_unfinished ON job(id) WHERE state IN ('waiting', 'queued', 'running');
-CREATE INDEX job_state ON job(state, id);
-CREATE INDEX job_user ON job(user, id);
-CREATE INDEX job_name ON job(name, id);
-CREATE INDEX job_submitted ON job(submitted_at);
-CREATE INDEX job_finished ON job(finished_at) WHERE finished_at IS NOT NULL;
-CREATE TABLE task (
-    job INTEGER NOT NULL, pos INTEGER NOT NULL, state TEXT NOT NULL, attempt INTEGER NOT NULL, worker TEXT,
-    started_at REAL, finished_at REAL, exit_code INTEGER, signal INTEGER, reason TEXT, cpu_seconds REAL,
-    max_rss_bytes INTEGER, output_bytes INTEGER NOT NULL, error_bytes INTEGER NOT NULL, dropped_bytes INTEGER NOT NULL,
-    retries INTEGER NOT NULL, crashes INTEGER NOT NULL, timed_out INTEGER NOT NULL, files TEXT, worker_id TEXT,
-    PRIMARY KEY (job, pos)) WITHOUT ROWID;
-CREATE INDEX task_unfinished ON task(job, pos) WHERE state IN ('queued', 'running');
-CREATE INDEX task_failed ON task(job, state, pos) WHERE state IN ('failed', 'cancelled');
-CREATE INDEX task_files ON task(files) WHERE files IS NOT NULL;
-CREATE TABLE output (job INTEGER NOT NULL, pos INTEGER NOT NULL, out BLOB NOT NULL, err BLOB NOT NULL,
-    PRIMARY KEY (job, pos));
-CREATE TABLE attempt (job INTEGER NOT NULL, pos INTEGER NOT NULL, attempt INTEGER NOT NULL, worker TEXT, started_at REAL,
-    ended_at REAL NOT NULL, reason TEXT NOT NULL, PRIMARY KEY (job, pos, attempt)) WITHOUT ROWID;
-CREATE TABLE worker (worker_id TEXT PRIMARY KEY, name TEXT NOT NULL, drained INTEGER NOT NULL, seen_at REAL NOT NULL);
-CREATE TABLE meta (key TEXT PRIMARY KEY, value);
-CREATE TABLE counter (state TEXT PRIMARY KEY, jobs INTEGER NOT NULL);
-CREATE TRIGGER job_new AFTER INSERT ON job BEGIN
-    INSERT OR IGNORE INTO counter VALUES (new.state, 0);
-    UPDATE counter SET jobs = jobs + 1 WHERE state = new.state; END;
-CREATE TRIGGER job_changed AFTER UPDATE OF state ON job WHEN old.state <> new.state BEGIN
-    INSERT OR IGNORE INTO counter VALUES (new.state, 0);
-    UPDATE counter SET jobs = jobs - 1 WHERE state = old.state;
-    UPDATE counter SET jobs = jobs + 1 WHERE state = new.state; END;
-CREATE TRIGGER job_gone AFTER DELETE ON job BEGIN UPDATE counter SET jobs = jobs - 1 WHERE state = old.state; END;
-"""
-_JOB_COLUMNS = ", ".join(JobRow._fields)
-_TASK_COLUMNS = ", ".join(TaskRow._fields)
-_INSERT_JOB = f"INSERT INTO job ({_JOB_COLUMNS}) VALUES ({', '.join('?' * len(JobRow._fields))})"
-_UPSERT_TASK = f"INSERT OR REPLACE INTO task ({_TASK_COLUMNS}) VALUES ({', '.join('?' * len(TaskRow._fields))})"
-_STATEMENTS: dict[type, str] = {
-    SaveAttempt: "INSERT OR REPLACE INTO attempt VALUES (?, ?, ?, ?, ?, ?, ?)",
-    StoreOutput: "INSERT OR REPLACE INTO output VALUES (?, ?, ?, ?)",
-    ClearOutput: "DELETE FROM output WHERE job = ? AND pos = ?",
-    SaveWorker: "INSERT OR REPLACE INTO worker VALUES (?, ?, ?, ?)",
-}
-# One step per schema number: MIGRATIONS[n] leads from n to n + 1.
-MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {}
-
-_NETWORK_FS = frozenset(
-    ("nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "9p", "afs", "ceph", "glusterfs", "lustre")
+_JOB = f"SELECT {', '.join(JobRow._fields)} FROM job"
+_TASK = f"SELECT {', '.join(TaskRow._fields)} FROM task"
+_INSERT_JOB = f"INSERT INTO job ({', '.join(JobRow._fields)}) VALUES ({', '.join('?' * len(JobRow._fields))})"
+_SAVE_TASK = (
+    f"INSERT OR REPLACE INTO task ({', '.join(TaskRow._fields)}) VALUES ({', '.join('?' * len(TaskRow._fields))})"
 )
-_MARKER = "microcluster-data"  # says that a database belongs here: an empty one is then damage, not a first start
+_NEXT_ID = "INSERT OR REPLACE INTO meta VALUES ('next_id', ?)"
+_STORE_OUTPUT = "INSERT OR REPLACE INTO output VALUES (?, ?, ?, ?)"
+_CLEAR_OUTPUT = "DELETE FROM output WHERE job = ? AND pos = ?"
+_SAVE_ATTEMPT = "INSERT OR REPLACE INTO attempt VALUES (?, ?, ?, ?, ?, ?, ?)"
+_SAVE_WORKER = "INSERT OR REPLACE INTO worker VALUES (?, ?, ?, ?)"
+# The conditions of partial indexes, word for word: only so do they serve a question.
+_ENDED, _NOT_ENDED = "finished_at IS NOT NULL", "finished_at IS NULL"
+_BAD = "state IN ('failed', 'cancelled')"
 
 
 class StoreBroken(StoreError):
@@ -100,7 +58,7 @@ class StoreBroken(StoreError):
 
 
 class Store(events.History):
-    """All of it: the thread that called `open`."""
+    """See the module."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
@@ -108,100 +66,19 @@ class Store(events.History):
         self._db: sqlite3.Connection | None = None
         self._lock_fd = -1
 
-    # -- opening -------------------------------------------------------------------------------------------------------
-
     def open(self) -> None:
         """Lock the folder, then open, check, migrate. Raises StoreError with one line that says what to do."""
         try:
             make_dir(self.folder)
-            self._lock()
+            self._lock_fd = schema.lock(self.folder)
+            schema.refuse_network(self.folder)
+            self._db = schema.connect(self.folder, self.path)
         except OSError as error:
+            self.close()
             raise StoreError(f"cannot use the data directory {self.folder}: {error.strerror}") from None
-        try:
-            self._refuse_network()
-            self._open()
         except BaseException:
             self.close()
             raise
-
-    def _lock(self) -> None:
-        path = os.path.join(self.folder, "lock")
-        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            if sys.platform == "win32":
-                import msvcrt
-
-                msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
-            else:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            holder = os.read(fd, 20).decode("ascii", "replace").strip() or "?"
-            os.close(fd)
-            raise StoreError(
-                f"another manager (process {holder}) uses {self.folder}: stop it, or choose another one with --data"
-            ) from None
-        os.ftruncate(fd, 0)
-        os.write(fd, str(os.getpid()).encode())
-        self._lock_fd = fd
-
-    def _refuse_network(self) -> None:
-        kind = file_system_of(self.folder)
-        if kind in _NETWORK_FS and os.environ.get("MICROCLUSTER_ALLOW_NETWORK_FS", "") in ("", "0"):
-            raise StoreError(
-                f"{self.folder} is on a network file system ({kind}), where a database is not safe: choose a local folder"
-                " with --data (or set MICROCLUSTER_ALLOW_NETWORK_FS=1)"
-            )
-
-    def _open(self) -> None:
-        marker = os.path.join(self.folder, _MARKER)
-        if os.path.exists(marker) and (not os.path.exists(self.path) or os.path.getsize(self.path) == 0):
-            raise StoreError(
-                f"{self.path} is {'empty' if os.path.exists(self.path) else 'not there'}, but this folder held jobs:"
-                f" restore it from a backup, or move {self.folder} away to start anew"
-            )
-        try:
-            old_mask = os.umask(0o077)
-            try:
-                db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, cached_statements=200)
-            finally:
-                os.umask(old_mask)
-            self._db = db
-            db.execute("PRAGMA locking_mode = EXCLUSIVE")
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = FULL")
-            db.execute("PRAGMA temp_store = MEMORY")
-            db.execute("PRAGMA cache_size = -16000")
-            db.execute("PRAGMA wal_autocheckpoint = 4000")
-            self._prepare(db)
-        except sqlite3.DatabaseError as error:
-            raise StoreError(
-                f"{self.path} is damaged ({error}): restore it from a backup; nothing was changed"
-            ) from None
-        if not os.path.exists(marker):
-            with open(marker, "w") as file:
-                file.write("The data of a microcluster manager: jobs.db, blobs/, output/.\n")
-
-    def _prepare(self, db: sqlite3.Connection) -> None:
-        version = int(db.execute("PRAGMA user_version").fetchone()[0])
-        if version > SCHEMA:
-            raise StoreError(
-                f"{self.path} was written by a newer microcluster (schema {version}; this one knows {SCHEMA}): upgrade"
-            )
-        fresh = version == 0 and db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
-        if fresh:
-            db.executescript(f"BEGIN IMMEDIATE;{_TABLES}PRAGMA user_version = {SCHEMA};COMMIT;")
-            return
-        problem = db.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if problem != "ok":
-            raise StoreError(f"{self.path} is damaged ({problem}): restore it from a backup; nothing was changed")
-        while version < SCHEMA:
-            if version not in MIGRATIONS:
-                raise StoreError(f"{self.path} has the unknown schema {version}: it is not a microcluster database")
-            db.execute("BEGIN IMMEDIATE")
-            MIGRATIONS[version](db)
-            version += 1
-            db.execute(f"PRAGMA user_version = {version}")
-            db.execute("COMMIT")
 
     def close(self) -> None:
         if self._db is not None:
@@ -219,142 +96,79 @@ class Store(events.History):
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
-    def apply(self, saves: Iterable[Save]) -> None:
+    def apply(self, saves: Iterable[Save], clear: Iterable[int] = ()) -> None:
         """All of a batch in one transaction, durable on return; or nothing of it: DiskFull (try again later),
-        StoreBroken (never)."""
+        StoreBroken (never). Of the half-forgotten jobs to clear some rows of tasks go too: one may have ten million."""
         db = self.db
         try:
             faults.point("store.begin")
             db.execute("BEGIN IMMEDIATE")
-            self._write(db, list(saves))
+            _write(db, saves)
+            _clear(db, clear)
             faults.point("store.commit")
             db.execute("COMMIT")
         except BaseException as error:
             with contextlib.suppress(sqlite3.Error):
                 db.execute("ROLLBACK")
-            if not isinstance(error, (sqlite3.Error, OSError)):
-                raise
-            full = getattr(error, "errno", None) == 28 or "full" in str(error)
-            if full:
-                raise DiskFull(f"the disk with {self.folder} is full") from None
-            raise StoreBroken(
-                f"cannot write {self.path}: {error}; stopping, nothing that was confirmed is lost"
-            ) from error
+            if isinstance(error, (sqlite3.Error, OSError)):
+                raise self._failed(error) from error
+            raise
 
-    def _write(self, db: sqlite3.Connection, saves: list[Save]) -> None:
-        at = 0
-        while at < len(saves):
-            kind, begin = type(saves[at]), at
-            while at < len(saves) and type(saves[at]) is kind:
-                at += 1
-            run: Any = saves[begin:at]
-            if kind is SaveTask:
-                db.executemany(_UPSERT_TASK, [save.row for save in run])
-            elif kind is SaveJob:
-                db.executemany(_INSERT_JOB, [save.row for save in run])
-                db.execute("INSERT OR REPLACE INTO meta VALUES ('next_id', ?)", (run[-1].row.id + 1,))
-            elif kind is UpdateJob:
-                self._update_jobs(db, run)
-            elif kind is ForgetJob:
-                for table, column in (("job", "id"), ("task", "job"), ("output", "job"), ("attempt", "job")):
-                    db.executemany(f"DELETE FROM {table} WHERE {column} = ?", [(save.id,) for save in run])
-            elif kind in _STATEMENTS:
-                db.executemany(_STATEMENTS[kind], run)
+    def _failed(self, error: Exception) -> StoreError:
+        full = getattr(error, "errno", None) == errno.ENOSPC or str(error) == "database or disk is full"
+        if full:
+            return DiskFull(f"the disk with {self.folder} is full")
+        return StoreBroken(f"cannot write {self.path}: {error}; stopping, nothing that was confirmed is lost")
 
-    @staticmethod
-    def _update_jobs(db: sqlite3.Connection, run: list[UpdateJob]) -> None:
-        names: tuple[str, ...] = ()
-        rows: list[tuple[Any, ...]] = []
-        for save in run:
-            if tuple(save.fields) != names:
-                if rows:
-                    db.executemany(_update_sql(names), rows)
-                names, rows = tuple(save.fields), []
-            rows.append((*save.fields.values(), save.id))
-        if rows:
-            db.executemany(_update_sql(names), rows)
-
-    # -- reading -------------------------------------------------------------------------------------------------------
+    # -- reading: what the brain asks ----------------------------------------------------------------------------------
 
     def load(self) -> events.Loaded:
         """What a start needs."""
-        row = self.db.execute("SELECT value FROM meta WHERE key = 'next_id'").fetchone()
-        unfinished = "state IN ('waiting', 'queued', 'running')"
-        jobs = [JobRow(*r) for r in self.db.execute(f"SELECT {_JOB_COLUMNS} FROM job WHERE {unfinished} ORDER BY id")]
+        next_id = self._one("SELECT value FROM meta WHERE key = 'next_id'") or 1
+        found = self.db.execute(f"{_JOB} WHERE {_NOT_ENDED}")  # with ORDER BY it would walk through all jobs
+        jobs = [JobRow._make(row) for row in sorted(found)]
         ids = {job.id for job in jobs}
-        found = self.db.execute(f"SELECT {_TASK_COLUMNS} FROM task WHERE state IN ('queued', 'running')")
-        tasks = [TaskRow(*r) for r in found if r[0] in ids]
-        workers = [
-            (r[0], r[1], bool(r[2]))
-            for r in self.db.execute("SELECT worker_id, name, drained FROM worker WHERE drained OR seen_at > ?",
-                                     (time.time() - 30 * 86400,))
-        ]  # fmt: skip
-        return events.Loaded(row[0] if row else 1, jobs, tasks, workers)
+        found = self.db.execute(f"{_TASK} WHERE state IN ('queued', 'running')")
+        tasks = [TaskRow._make(r) for r in found if r[0] in ids]
+        sql = "SELECT worker_id, name, drained FROM worker WHERE drained OR seen_at > ?"
+        workers = [(r[0], r[1], bool(r[2])) for r in self.db.execute(sql, (time.time() - WORKERS_KEPT_S,))]
+        return events.Loaded(next_id, jobs, tasks, workers)
 
     def job(self, job: int) -> JobRow | None:
-        row = self.db.execute(f"SELECT {_JOB_COLUMNS} FROM job WHERE id = ?", (job,)).fetchone()
-        return JobRow(*row) if row else None
+        row = self.db.execute(f"{_JOB} WHERE id = ?", (job,)).fetchone()
+        return JobRow._make(row) if row else None
 
     def task(self, job: int, pos: int) -> TaskRow | None:
-        row = self.db.execute(f"SELECT {_TASK_COLUMNS} FROM task WHERE job = ? AND pos = ?", (job, pos)).fetchone()
-        return TaskRow(*row) if row else None
+        row = self.db.execute(f"{_TASK} WHERE job = ? AND pos = ?", (job, pos)).fetchone()
+        return TaskRow._make(row) if row else None
 
     def positions(self, job: int, states: Iterable[str], lo: int, hi: int) -> list[int]:
         wanted = tuple(states)
-        marks = ", ".join("?" * len(wanted))
-        sql = f"SELECT pos FROM task WHERE job = ? AND pos BETWEEN ? AND ? AND state IN ({marks}) ORDER BY pos"
+        sql = f"SELECT pos FROM task WHERE job = ? AND pos BETWEEN ? AND ?{_in(wanted)} ORDER BY pos"
         return [row[0] for row in self.db.execute(sql, (job, lo, hi, *wanted))]
+
+    def by_request(self, request_id: str) -> int | None:
+        return self._one("SELECT id FROM job WHERE request_id = ?", request_id)
+
+    def by_once(self, once: str) -> int | None:
+        return self._one("SELECT id FROM job WHERE once = ?", once)
+
+    def _one(self, sql: str, *values: Any) -> int | None:
+        row = self.db.execute(sql, values).fetchone()
+        return row[0] if row else None
+
+    # -- reading: what clients ask -------------------------------------------------------------------------------------
+
+    def newest(self) -> int | None:
+        return self._one("SELECT max(id) FROM job")
 
     def tasks(
         self, job: int, lo: int, hi: int, states: tuple[str, ...] | None = None, limit: int | None = None
     ) -> list[TaskRow]:
         """Rows of the tasks lo..hi, in order."""
-        sql, values = f"SELECT {_TASK_COLUMNS} FROM task WHERE job = ? AND pos BETWEEN ? AND ?", [job, lo, hi]
-        if states is not None:
-            sql += f" AND state IN ({', '.join('?' * len(states))})"
-            values += list(states)  # type: ignore[arg-type]
-        found = self.db.execute(f"{sql} ORDER BY pos LIMIT ?", (*values, -1 if limit is None else limit))
-        return [TaskRow(*row) for row in found]
-
-    def by_request(self, request_id: str) -> int | None:
-        row = self.db.execute("SELECT id FROM job WHERE request_id = ?", (request_id,)).fetchone()
-        return row[0] if row else None
-
-    def by_once(self, once: str) -> int | None:
-        row = self.db.execute("SELECT id FROM job WHERE once = ?", (once,)).fetchone()
-        return row[0] if row else None
-
-    def newest(self) -> int | None:
-        return self.db.execute("SELECT max(id) FROM job").fetchone()[0]  # type: ignore[no-any-return]
-
-    def list_jobs(
-        self,
-        state: str | None,
-        name: str | None,
-        user: str | None,
-        since: float | None,
-        last: int,
-        before: int | None = None,
-    ) -> list[JobRow]:
-        """Newest first; `since`: submitted or not finished within so many seconds; `before`: ids below this."""
-        tests: list[str] = ["1"]
-        values: list[Any] = []
-        for column, value in (("state", state), ("name", name), ("user", user)):
-            if value is not None:
-                tests.append(f"{column} = ?")
-                values.append(value)
-        if since is not None:
-            # ids grow with time: the first one since then bounds the walk down the ids. (A clock that was set back hides
-            # what was submitted just before that.)
-            sql = "SELECT id FROM job WHERE submitted_at >= ? ORDER BY submitted_at LIMIT 1"
-            first = self.db.execute(sql, (time.time() - since,)).fetchone()
-            tests.append("id >= ?")
-            values.append(first[0] if first is not None else 1 << 62)
-        if before is not None:
-            tests.append("id < ?")
-            values.append(before)
-        sql = f"SELECT {_JOB_COLUMNS} FROM job WHERE {' AND '.join(tests)} ORDER BY id DESC LIMIT ?"
-        return [JobRow(*row) for row in self.db.execute(sql, (*values, last))]
+        sql = f"{_TASK} WHERE job = ? AND pos BETWEEN ? AND ?{_in(states) if states is not None else ''} ORDER BY pos"
+        found = self.db.execute(f"{sql} LIMIT ?", (job, lo, hi, *(states or ()), -1 if limit is None else limit))
+        return [TaskRow._make(row) for row in found]
 
     def output(self, job: int, pos: int) -> tuple[bytes, bytes] | None:
         """The stored (small) output of a finished task; None: the spool has it, or there is none."""
@@ -364,64 +178,165 @@ class Store(events.History):
     def attempts(self, job: int, pos: int) -> list[SaveAttempt]:
         """The attempts before the last one."""
         sql = "SELECT * FROM attempt WHERE job = ? AND pos = ? ORDER BY attempt"
-        return [SaveAttempt(*row) for row in self.db.execute(sql, (job, pos))]
+        return [SaveAttempt._make(row) for row in self.db.execute(sql, (job, pos))]
 
     def job_counts(self) -> dict[str, int]:
         """Jobs by state."""
         return dict(self.db.execute("SELECT state, jobs FROM counter WHERE jobs > 0").fetchall())
+
+    def list_jobs(
+        self, state: str | None, name: str | None, user: str | None, since: float | None, last: int,
+        before: int | None = None,
+    ) -> list[JobRow]:  # fmt: skip
+        """Newest first; `since`: submitted at most so many seconds ago; `before`: ids below this."""
+        first = 0 if since is None else self._first_since(time.time() - since)
+        bounds = (first, (1 << 62) if before is None else before, last)
+        if state is None and name is None and user is None:
+            found = self.db.execute(f"{_JOB} WHERE id >= ? AND id < ? ORDER BY id DESC LIMIT ?", bounds)
+            return [JobRow._make(row) for row in found]
+        # One question for each state: each then walks its index from its end, and stops in time. `+` keeps a column
+        # from being looked up: of name and user, the name finds fewer.
+        tests = ""
+        values: list[str] = []
+        for column, value in (("name", name), ("user" if name is None else "+user", user)):
+            if value is not None:
+                tests += f" AND {column} = ?"
+                values.append(value)
+        ids: list[int] = []
+        for one in STATES if state is None else (state,):
+            where = f"{_ENDED if one in TERMINAL else _NOT_ENDED} AND state = ?{tests} AND id >= ? AND id < ?"
+            sql = f"SELECT id FROM job WHERE {where} ORDER BY id DESC LIMIT ?"
+            ids += [row[0] for row in self.db.execute(sql, (one, *values, *bounds))]
+        rows = (self.job(job) for job in sorted(ids, reverse=True)[:last])
+        return [row for row in rows if row is not None]
+
+    def _first_since(self, wall: float) -> int:
+        """Ids grow with time: the first one since then bounds the walk down the ids. (A clock that was set back hides
+        what was submitted just before that.)"""
+        first = self._one("SELECT id FROM job WHERE submitted_at >= ? ORDER BY submitted_at LIMIT 1", wall)
+        return first if first is not None else 1 << 62
+
+    # -- keeping house -------------------------------------------------------------------------------------------------
 
     def finished_before(self, wall: float, limit: int) -> list[int]:
         """Ids of jobs that finished before this time."""
         sql = "SELECT id FROM job WHERE finished_at < ? LIMIT ?"
         return [row[0] for row in self.db.execute(sql, (wall, limit))]
 
-    def live_blobs(self) -> Iterable[str]:
-        """Every content hash that a stored job or returned file names."""
+    def half_forgotten(self, limit: int) -> list[int]:
+        """Forgotten jobs of which there may be rows of tasks yet, and output files."""
+        return [row[0] for row in self.db.execute("SELECT job FROM forgotten LIMIT ?", (limit,))]
+
+    def live_blobs(self) -> Iterator[str]:
+        """Every content hash that a stored job or returned file names, some more than once. What is stored meanwhile may
+        be left out. Reads a little at a time: batches may be applied in between."""
         manifests: set[str] = set()
-        for (text,) in self.db.execute("SELECT spec FROM job"):
-            spec = json.loads(text)
-            yield from spec_blobs(spec)
-            if spec.get("send"):
-                manifests.add(spec["send"]["manifest"])
-        manifests.update(row[0] for row in self.db.execute("SELECT files FROM task WHERE files IS NOT NULL"))
-        for name in manifests:
-            yield name
-            path = os.path.join(self.folder, "blobs", name[:2], name[2:])
-            if os.path.exists(path):
-                with open(path, "rb") as file:
-                    manifest = file.read()
-                try:
-                    entries = check_manifest(manifest)
-                except BadMessage:  # a worker can return what it likes as a list of files; nobody will fetch this one
-                    continue
-                yield from (entry[3] for entry in entries if entry[0] == "f")
+        rows: list[tuple[int, str]] = [(0, "")]
+        while rows:
+            sql = "SELECT id, spec FROM job WHERE id > ? ORDER BY id LIMIT ?"
+            rows = self.db.execute(sql, (rows[-1][0], BLOBS_A_LOOK)).fetchall()
+            for _, text in rows:
+                spec = json.loads(text)
+                yield from spec_blobs(spec)
+                if spec.get("send"):
+                    manifests.add(spec["send"]["manifest"])
+        for manifest in manifests:
+            yield from self._files_of(manifest)
+        names: list[tuple[str]] = [("",)]
+        while names:
+            sql = "SELECT DISTINCT files FROM task WHERE files > ? ORDER BY files LIMIT ?"
+            names = self.db.execute(sql, (names[-1][0], BLOBS_A_LOOK)).fetchall()
+            for (manifest,) in names:
+                yield manifest
+                yield from self._files_of(manifest)
+
+    def _files_of(self, manifest: str) -> list[str]:
+        """The files that a list of files names; none where there is no such list, or what is there is none."""
+        try:
+            with open(os.path.join(self.folder, "blobs", manifest[:2], manifest[2:]), "rb") as file:
+                return [entry[3] for entry in check_manifest(file.read()) if entry[0] == "f"]
+        except (FileNotFoundError, MicroclusterError):
+            return []
 
     def size_bytes(self) -> int:
         """Of the database and its log."""
         return sum(os.path.getsize(path) for path in (self.path, self.path + "-wal") if os.path.exists(path))
 
     def backup(self, path: str) -> None:
-        """A consistent copy, while all goes on."""
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-        with contextlib.closing(sqlite3.connect(path)) as target:
-            self.db.backup(target)
+        """A consistent copy; nothing else happens meanwhile. Raises StoreError: then there is no copy."""
+        try:
+            create_private(path, new=True)
+        except OSError as error:
+            raise StoreError(f"cannot make a backup at {path}: {error.strerror}") from None
+        try:
+            with contextlib.closing(sqlite3.connect(path)) as target:
+                self.db.backup(target)
+        except sqlite3.Error as error:
+            os.unlink(path)
+            raise StoreError(f"cannot make a backup at {path}: {error}") from None
 
 
-def _update_sql(names: tuple[str, ...]) -> str:
-    return f"UPDATE job SET {', '.join(f'{name} = ?' for name in names)} WHERE id = ?"
+def _in(states: tuple[str, ...]) -> str:
+    few = f" AND {_BAD}" if set(states) <= {FAILED, CANCELLED} else ""
+    return f"{few} AND state IN ({', '.join('?' * len(states))})"
 
 
-def file_system_of(path: str) -> str | None:
-    """The type of the file system that holds a path, where /proc tells; else None."""
-    try:
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
-            lines = [line.split() for line in file]
-    except OSError:
-        return None
-    best, kind, real = "", None, os.path.realpath(path)
-    for fields in lines:
-        mount = fields[4].replace("\\040", " ")
-        inside = real == mount or real.startswith(mount.rstrip("/") + "/")
-        if inside and len(mount) >= len(best) and "-" in fields:
-            best, kind = mount, fields[fields.index("-") + 1]
-    return kind
+def _write(db: sqlite3.Connection, saves: Iterable[Save]) -> None:
+    """What comes last of a task, a job's columns or an output is what counts, so a batch writes each of them once; and
+    each kind of row goes at one stroke. New jobs come before changes of jobs, forgotten ones last of all."""
+    news: list[JobRow] = []
+    changes: dict[int, dict[str, Any]] = {}
+    tasks: dict[tuple[int, int], TaskRow] = {}
+    outputs: dict[tuple[int, int], StoreOutput | None] = {}
+    attempts: list[SaveAttempt] = []
+    workers: list[SaveWorker] = []
+    forgotten: list[tuple[int]] = []
+    for save in saves:
+        if isinstance(save, SaveTask):
+            tasks[save.row[:2]] = save.row
+        elif isinstance(save, StoreOutput):
+            outputs[save[:2]] = save
+        elif isinstance(save, UpdateJob):
+            changes.setdefault(save.id, {}).update(save.fields)
+        elif isinstance(save, SaveJob):
+            news.append(save.row)
+        elif isinstance(save, ClearOutput):
+            outputs[save[:2]] = None
+        elif isinstance(save, SaveAttempt):
+            attempts.append(save)
+        elif isinstance(save, SaveWorker):
+            workers.append(save)
+        elif isinstance(save, ForgetJob):
+            forgotten.append((save.id,))
+    if news:
+        db.executemany(_INSERT_JOB, news)
+        db.execute(_NEXT_ID, (news[-1].id + 1,))
+    _update(db, changes)
+    db.executemany(_SAVE_TASK, tasks.values())
+    db.executemany(_STORE_OUTPUT, [output for output in outputs.values() if output is not None])
+    db.executemany(_CLEAR_OUTPUT, [key for key, output in outputs.items() if output is None])
+    db.executemany(_SAVE_ATTEMPT, attempts)
+    db.executemany(_SAVE_WORKER, workers)
+    db.executemany("DELETE FROM job WHERE id = ?", forgotten)
+    db.executemany("INSERT OR IGNORE INTO forgotten VALUES (?)", forgotten)
+
+
+def _update(db: sqlite3.Connection, changes: dict[int, dict[str, Any]]) -> None:
+    alike: dict[tuple[str, ...], list[tuple[Any, ...]]] = {}  # by the columns that change
+    for job, fields in changes.items():
+        alike.setdefault(tuple(fields), []).append((*fields.values(), job))
+    for columns, rows in alike.items():
+        db.executemany(f"UPDATE job SET {', '.join(f'{column} = ?' for column in columns)} WHERE id = ?", rows)
+
+
+def _clear(db: sqlite3.Connection, jobs: Iterable[int]) -> None:
+    left = CLEAR_ROWS
+    for job in jobs:
+        more = db.execute("SELECT pos FROM task WHERE job = ? ORDER BY pos LIMIT 1 OFFSET ?", (job, left)).fetchone()
+        end = more[0] if more else 1 << 62
+        for table in ("task", "output", "attempt"):
+            left -= db.execute(f"DELETE FROM {table} WHERE job = ? AND pos < ?", (job, end)).rowcount
+        if more is None:
+            db.execute("DELETE FROM forgotten WHERE job = ?", (job,))
+        if left <= 0:
+            return

@@ -1,22 +1,21 @@
-"""Content by hash and output by offset, with faults at every step."""
+"""Content by hash and output by offset. What faults do to them: test_faults.py."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import stat
-import subprocess
-import sys
 import tempfile
-import unittest
+import threading
+import time
+from unittest import mock
 
 from src import faults
-from src.spool import Blobs, Outputs, hash_file
+from src.spool import FRESH_S, Blobs, Outputs, create_private, hash_file
+from tests.support.leaks import Case
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-
-class SpoolCase(unittest.TestCase):
+class SpoolCase(Case):
     def setUp(self) -> None:
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
@@ -73,16 +72,52 @@ class BlobsTest(SpoolCase):
         blobs.evict(3000, pinned={names[1]})
         self.assertEqual([blobs.has(name) for name in names], [True, True, False, False, True])
 
-    def test_every_fault_leaves_it_whole(self) -> None:
-        for place in ("blob.write", "blob.sync", "blob.rename"):
-            for error in ("ENOSPC", "EIO"):
-                blobs = Blobs(f"{self.folder}/{place}{error}")
-                faults.arm(f"{place}:1:{error}")
-                with self.assertRaises(OSError):
-                    blobs.put_bytes(b"x" * 1000)
-                faults.disarm()
-                self.assertEqual(os.listdir(os.path.join(blobs.folder, "partial")), [])
-                self.assertTrue(blobs.has(blobs.put_bytes(b"x" * 1000)))
+    def test_an_upload_whose_sync_failed_must_come_again(self) -> None:
+        """A second sync of the same file could say that all is well when it is not."""
+        name = hashlib.sha256(b"abc").hexdigest()
+        blobs = Blobs(self.folder)
+        faults.arm("blob.sync:1:EIO")
+        with self.assertRaises(OSError):
+            blobs.upload(name, 3, 0, b"abc")
+        self.assertEqual(blobs.upload(name, 3, 3, b""), (0, False))
+        self.assertEqual(blobs.upload(name, 3, 0, b"abc"), (3, True))
+
+    def test_an_upload_of_another_size_starts_anew(self) -> None:
+        name = hashlib.sha256(b"abc").hexdigest()
+        blobs = Blobs(self.folder)
+        self.assertEqual(blobs.upload(name, 9, 0, b"garbage"), (7, False))
+        self.assertEqual(blobs.upload(name, 3, 0, b"abcd"), (0, False))
+        self.assertEqual(blobs.upload(name, 3, 0, b"abc"), (3, True))
+
+    def test_a_sweep_leaves_what_is_needed_and_what_is_fresh(self) -> None:
+        blobs = Blobs(self.folder)
+        names = [blobs.put_bytes(bytes([n]) * 100) for n in range(3)]
+        old = time.time() - FRESH_S - 100
+        for name in names[:2]:
+            os.utime(blobs.path(name), (old, old))
+        self.assertEqual(blobs.sweep({names[0]}), 100)
+        self.assertEqual([blobs.has(name) for name in names], [True, False, True])
+        self.assertEqual((blobs.total_bytes(), blobs.forget(names[1])), (200, 0))
+
+    def test_threads_may_store_the_same_content(self) -> None:
+        blobs = Blobs(self.folder)
+        threads = [
+            threading.Thread(target=lambda: [blobs.put_bytes(bytes([n]) * 1000) for n in range(40)]) for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual({hash_file(blobs.path(name)) == name for name, _, _ in blobs.entries()}, {True})
+        self.assertEqual((len(blobs.entries()), os.listdir(self.folder + "/partial")), (40, []))
+
+    def test_private_files(self) -> None:
+        create_private(self.folder + "/f", b"content")
+        create_private(self.folder + "/f")
+        with open(self.folder + "/f", "rb") as file:
+            self.assertEqual((file.read(), stat.S_IMODE(os.fstat(file.fileno()).st_mode)), (b"content", 0o600))
+        with self.assertRaises(FileExistsError):
+            create_private(self.folder + "/f", new=True)
 
 
 class OutputsTest(SpoolCase):
@@ -126,9 +161,20 @@ class OutputsTest(SpoolCase):
         outputs.write(2, 0, 1, 2, 0, b"c")
         outputs.remove(1, 0, 1)
         self.assertEqual((outputs.size(1, 0, 1, 1), outputs.size(1, 0, 2, 1)), (0, 1))
-        outputs.remove_job(1)
+        self.assertTrue(outputs.remove_job(1, 9))
         self.assertEqual(os.listdir(self.folder), ["2"])
         self.assertEqual(outputs.total_bytes(), 1)
+
+    def test_a_job_with_many_files_is_removed_in_pieces(self) -> None:
+        outputs = Outputs(self.folder)
+        self.addCleanup(outputs.close)
+        for pos in range(25):
+            outputs.write(1, pos, 1, 1, 0, b"a")
+        self.assertEqual([outputs.remove_job(1, 10) for _ in range(3)], [False, False, True])
+        self.assertEqual(os.listdir(self.folder), [])
+        self.assertTrue(outputs.remove_job(1, 10), "what is not there is removed")
+        os.makedirs(f"{self.folder}/2/somebody's")
+        self.assertTrue(outputs.remove_job(2, 10), "what cannot be removed is not tried for ever")
 
     def test_a_full_disk_takes_nothing_half(self) -> None:
         outputs = Outputs(self.folder)
@@ -139,22 +185,49 @@ class OutputsTest(SpoolCase):
             outputs.write(1, 0, 1, 1, 3, b"def")
         self.assertEqual(outputs.write(1, 0, 1, 1, 3, b"def"), 6)
 
+    def test_sync(self) -> None:
+        outputs = Outputs(self.folder)
+        self.addCleanup(outputs.close)
+        outputs.sync(1, 0, 1, 1)
+        self.assertEqual(os.listdir(self.folder), [])
+        outputs.write(1, 0, 1, 1, 0, b"x")
+        outputs.sync(1, 0, 1, 1)
+        outputs.sync(1, 0, 1, 2)
+        self.assertEqual(outputs.write(1, 0, 1, 1, 1, b"y"), 2)
 
-class DeathTest(SpoolCase):
-    def test_a_death_at_any_step_leaves_a_blob_whole_or_not_there(self) -> None:
-        code = (
-            "import sys; from src.spool import Blobs; b = Blobs(sys.argv[1]); b.put_bytes(b'x' * 100000);"
-            " b.put_bytes(b'y' * 100000)"
-        )
-        for nth in range(1, 8):
-            folder = f"{self.folder}/{nth}"
-            environ = {**os.environ, "MICROCLUSTER_FAULTS": f"any:{nth}:die"}
-            done = subprocess.run([sys.executable, "-c", code, folder], cwd=ROOT, env=environ, timeout=60)
-            blobs = Blobs(folder)
-            for content in (b"x" * 100_000, b"y" * 100_000):
-                name = hashlib.sha256(content).hexdigest()
-                self.assertTrue(not blobs.has(name) or hash_file(blobs.path(name)) == name)
-            if done.returncode == 0:
-                return
-            self.assertEqual(done.returncode, 99)
-        self.fail("it never came to its end")
+    def test_a_sync_does_not_hold_up_who_writes(self) -> None:
+        outputs = Outputs(self.folder)
+        self.addCleanup(outputs.close)
+        outputs.write(1, 0, 1, 1, 0, b"x")
+
+        def meanwhile(fd: int) -> None:
+            writer = threading.Thread(target=outputs.write, args=(1, 0, 1, 1, 1, b"y"))
+            writer.start()
+            writer.join(20)
+            self.assertFalse(writer.is_alive())
+
+        with mock.patch("src.spool.sync_file", meanwhile):
+            outputs.sync(1, 0, 1, 1)
+        self.assertEqual(outputs.read(1, 0, 1, 1, 0, 9), b"xy")
+
+    def test_one_thread_reads_and_syncs_while_another_writes(self) -> None:
+        outputs = Outputs(self.folder)
+        self.addCleanup(outputs.close)
+        text = bytes(range(256)) * 40
+
+        def write() -> None:
+            for pos in range(30):
+                for at in range(0, len(text), 1024):
+                    outputs.write(1, pos, 1, 1, at, text[at : at + 1024])
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        for pos in range(30):
+            had = 0
+            while had < len(text):
+                piece = outputs.read(1, pos, 1, 1, had, 700)
+                self.assertEqual(piece, text[had : had + len(piece)])
+                had += len(piece)
+                self.assertGreaterEqual(outputs.size(1, pos, 1, 1), had)
+                outputs.sync(1, pos, 1, 1)
+        thread.join()
