@@ -23,7 +23,7 @@ if sys.platform != "win32":
 log = logging.getLogger(__name__)
 
 SCHEMA = 2
-CHECK_MAX_BYTES = 256 << 20  # a larger database is not looked through at the start: 1.2 s for each GB
+CHECK_MAX_BYTES = 64 << 20  # a larger database is not looked through at the start: 1.2 s for each GB
 
 # What most often changes is in few indexes: a job that waits or runs is in job_unfinished alone. A partial index has
 # its condition checked at every write, and an IN of three texts costs more there than the index itself: hence

@@ -5,7 +5,6 @@ python3 -m tests.benchmarks.queue_store [JOBS, default 5000000] [FOLDER that kee
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import sys
@@ -18,26 +17,16 @@ from typing import Any
 from src.core.jobs import JobRow, TaskRow
 from src.core.saves import ForgetJob, Save, SaveJob, SaveTask, StoreOutput, UpdateJob
 from src.store import Store
-from tests.support.sim import spec
+from tests.benchmarks.history import DONE, QUEUED, SPEC, add_history
 
 BATCH = 200  # jobs that a busy manager takes at once
-FILL = 20_000
-SPEC = json.dumps(spec(), separators=(",", ":"))
-SETS = '{"waiting":[],"queued":[[0,1]],"cancelled":[]}'
-DONE = '{"waiting":[],"queued":[],"cancelled":[]}'
 
 
 def queued(job: int, wall: float) -> JobRow:
     return JobRow(
         job, f"{random.getrandbits(128):032x}", None, f"job{job % 50}", f"user{job % 20}", 0, "queued", 1, 0, 1, 0, 0,
-        0, 0, SPEC, SETS, wall, None, None, None,
+        0, 0, SPEC, QUEUED, wall, None, None, None,
     )  # fmt: skip
-
-
-def ended(job: int, wall: float) -> JobRow:
-    state = "failed" if job % 100 == 0 else "succeeded"
-    counts: dict[str, Any] = {"queued": 0, state: 1}
-    return queued(job, wall)._replace(state=state, sets=DONE, started_at=wall, finished_at=wall + 1.0, **counts)
 
 
 def task(job: int, pos: int, state: str, wall: float) -> TaskRow:
@@ -87,20 +76,6 @@ def array(store: Store, tasks: int) -> float:
     return tasks / (time.perf_counter() - begin)
 
 
-def fill(store: Store, jobs: int) -> None:
-    """Finished jobs up to this id, a second apart, the last one now."""
-    begin = time.perf_counter()
-    for at in range(store.load().next_id, jobs + 1, FILL):
-        saves: list[Save] = []
-        for job in range(at, min(at + FILL, jobs + 1)):
-            wall = time.time() - jobs + job
-            row = ended(job, wall)
-            saves += [SaveJob(row), SaveTask(task(job, 0, row.state, wall)), StoreOutput(job, 0, b"hello world\n", b"")]
-        store.apply(saves)
-        print(f"\r{at:,} of {jobs:,} jobs, {time.perf_counter() - begin:.0f} s", end="", file=sys.stderr)
-    print(file=sys.stderr)
-
-
 def measure(what: str, call: Callable[[], Any], turns: int = 4) -> None:
     """Print the first time and the median of the others."""
     took = []
@@ -136,7 +111,30 @@ def questions(store: Store) -> None:
     measure("newest", store.newest)
     measure("by request id", lambda: store.by_request(f"{random.getrandbits(128):032x}"))
     measure("finished before: none", lambda: store.finished_before(0.0, 200))
-    measure("forget 200", lambda: store.apply([ForgetJob(job) for job in store.finished_before(time.time(), 200)]))
+    measure("forget 200", partial(forget, store))
+
+
+def forget(store: Store) -> None:
+    """A step of pruning, and what it left to the next one."""
+    store.apply([ForgetJob(job) for job in store.finished_before(time.time(), 200)])
+    store.apply([], clear=store.half_forgotten(200))
+
+
+def large_job(store: Store, tasks: int) -> None:
+    """Forget one job with many tasks: print how long the longest step takes, which is how long others wait."""
+    wall = time.time()
+    job = store.load().next_id
+    saves: list[Save] = [SaveJob(queued(job, wall)._replace(count=tasks, state="succeeded", finished_at=0.0))]
+    for pos in range(tasks):
+        saves += [SaveTask(task(job, pos, "succeeded", wall)), StoreOutput(job, pos, b"hello\n", b"")]
+    store.apply(saves)
+    store.apply([ForgetJob(job)])
+    took = []
+    while store.half_forgotten(1):
+        begin = time.perf_counter()
+        store.apply([], clear=store.half_forgotten(200))
+        took.append(time.perf_counter() - begin)
+    print(f"forget a job of {tasks:,} tasks: {sum(took):.2f} s, the longest step {max(took) * 1000:.0f} ms")
 
 
 def main(jobs: int, folder: str) -> None:
@@ -144,11 +142,11 @@ def main(jobs: int, folder: str) -> None:
     store.open()
     print(f"jobs of one task: {lifecycles(store, 20_000):8,.0f} lifecycles/s")
     print(f"tasks of an array:{array(store, 40_000):8,.0f} /s")
+    large_job(store, 500_000)
     store.close()
     store = Store(os.path.join(folder, "large"))
-    store.open()
-    fill(store, jobs)
-    store.close()
+    if not os.path.exists(store.path):
+        add_history(store.folder, jobs, 0)
     size = os.path.getsize(store.path)
     print(f"{jobs:,} finished jobs: {size / 1e6:,.0f} MB, {size / jobs:.0f} bytes each")
     begin = time.perf_counter()

@@ -451,6 +451,10 @@ class OpeningTest(StoreCase):
                 Path(self.store.path).write_bytes(content)
                 self.refused(word)
                 self.assertEqual(Path(self.store.path).read_bytes(), content, "what is damaged is left as it is")
+        Path(self.store.path).write_bytes(torn)
+        with mock.patch("src.schema.CHECK_MAX_BYTES", 1):  # a large one is not looked through
+            self.assertEqual(self.again().newest(), 299)
+        self.store.close()
         os.unlink(self.store.path)
         self.refused("is not there, but this folder held jobs")
         Path(self.store.path).write_bytes(whole)
