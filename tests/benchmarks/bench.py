@@ -1,129 +1,93 @@
 """What a job costs, against `xargs -P` and plain `python3` in the same run, in interleaved rounds.
 
-    python3 -m tests.benchmarks.bench [--jobs 2000] [--rounds 5] [hello] [cold] [latency] [output] [idle]
+    python3 -m tests.benchmarks.bench [--jobs 2000] [--rounds 5] [MODE..]
 
 CPU is that of all processes (manager, worker with its guards and jobs, client), less that of starting and stopping them:
-the steadiest figure on a machine that others use too. Jobs run under a clean virtual environment of this Python.
+the steadiest figure on a machine that others use too. Jobs run under a clean virtual environment of this Python, started
+by its real path. Everything is durable and encrypted, as by default. Nothing is left behind.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import importlib.util
 import statistics
-import subprocess
-import sys
-import tempfile
 import threading
 import time
-import venv
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[2]
-HELLO = "print('hello')\n"
-PREPARED = "import sys\nsys.stdout.write('x' * (256 << 20))\n"
+from . import dispatch, distance, queues, scale
+from .clusters import Bench, Cluster, Usage, family, heading, private_mb, ratios, row
+from .starts import SCRIPTS
 
-
-class Bench:
-    """A folder with a clean interpreter, scripts, and a cluster that is started anew for each round."""
-
-    def __init__(self, folder: str) -> None:
-        self.folder = Path(folder)
-        venv.create(self.folder / "venv", symlinks=True)
-        self.python = str(self.folder / "venv" / "bin" / "python")
-        self.hello = self.write("hello.py", HELLO)
-        self.output = self.write("output.py", PREPARED)
-        names = ("PATH", "HOME", "LANG", "TMPDIR")
-        self.environ = {name: os.environ[name] for name in names if name in os.environ}
-        self.environ["MICROCLUSTER_HOME"] = str(self.folder / "keys")
-        self.serial = 0
-
-    def write(self, name: str, text: str) -> str:
-        path = self.folder / name
-        path.write_text(text)
-        return str(path)
-
-    def cpu(self, command: list[str], stdin: bytes = b"", stdout: Any = subprocess.DEVNULL) -> tuple[float, float]:
-        """CPU seconds of a command with all that it waited for, and wall seconds."""
-        begin = time.perf_counter()
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=stdout, env=self.environ)
-        assert process.stdin is not None
-        process.stdin.write(stdin)
-        process.stdin.close()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            raise SystemExit(f"{command}: exit code {process.returncode}")
-        return usage.ru_utime + usage.ru_stime, time.perf_counter() - begin
-
-    def cluster(self, work: Any, slots: int = 2) -> tuple[float, float]:
-        """CPU seconds of manager, worker and client for work(client command), and wall seconds of the work."""
-        self.serial += 1
-        data = self.folder / f"data{self.serial}"
-        run = [self.python, str(ROOT / "run.py")]
-        manager = subprocess.Popen(
-            [*run, "manager", "--data", str(data / "m"), "127.0.0.1", "0"], stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, env=self.environ, text=True,
-        )  # fmt: skip
-        assert manager.stdout is not None
-        port = manager.stdout.readline().rsplit(":", 1)[1].strip()
-        worker = subprocess.Popen(
-            [*run, "worker", "--slots", str(slots), "--data", str(data / "w"), "127.0.0.1", port],
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=self.environ, text=True,
-        )  # fmt: skip
-        assert worker.stdout is not None
-        worker.stdout.readline()
-
-        def client(verb: str, *words: str) -> list[str]:
-            return [self.python, str(ROOT / "client.py"), verb, "127.0.0.1", port, *words]
-
-        self.cpu(client("run", self.hello))
-        cpu, wall = work(client)
-        for process in (worker, manager):
-            process.terminate()
-            _, _, usage = os.wait4(process.pid, 0)
-            process.returncode = 0
-            assert process.stdout is not None
-            process.stdout.close()
-            cpu += usage.ru_utime + usage.ru_stime
-        return cpu, wall
-
-    def empty(self) -> float:
-        """CPU seconds of starting and stopping a cluster that runs one job."""
-        return statistics.median(self.cluster(lambda client: (0.0, 0.0))[0] for _ in range(3))
-
-    def xargs(self, jobs: int) -> tuple[float, float]:
-        numbers = "".join(f"{n}\n" for n in range(jobs)).encode()
-        return self.cpu(["xargs", "-P2", "-n1", self.python, self.hello], numbers)
+OUTPUT = "import sys\nsys.stdout.write('x' * (256 << 20))\n"
+TWELVE = (
+    "argparse", "csv", "dataclasses", "datetime", "json", "logging", "pathlib", "random", "re", "subprocess", "tempfile",
+    "urllib.request",
+)  # fmt: skip
 
 
-def ratios(name: str, pairs: list[tuple[float, float]]) -> None:
-    mine, other = (statistics.median(column) for column in zip(*pairs))
-    ratio = statistics.median(one / two for one, two in pairs)
-    print(f"{name:44} {mine:10.3f} {other:10.3f}   ratio {ratio:.2f}", flush=True)
+class Subject(NamedTuple):
+    """A script with the options of `run` and the interpreter that it runs under."""
+
+    name: str
+    script: str
+    options: tuple[str, ...] = ()
+    python: str = ""
 
 
-def hello(bench: Bench, jobs: int, rounds: int, options: tuple[str, ...] = ()) -> None:
-    base = bench.empty()
-    words = (*options, "--array", f"0-{jobs - 1}", bench.hello)
+def array(bench: Bench, subject: Subject, jobs: int, rounds: int, wanted: str = "", speed: bool = True) -> None:
+    """An array of a script against `xargs -P2` starting it as often."""
+    base = bench.empty(subject.python)
+    words = (*subject.options, "--array", f"0-{jobs - 1}", subject.script)
+    numbers = "".join(f"{n}\n" for n in range(jobs)).encode()
     cpu, rate = [], []
     for _ in range(rounds):
-        theirs = bench.xargs(jobs)
-        ours = bench.cluster(lambda client: bench.cpu(client("run", *words)))
+        command = ["xargs", "-P2", "-n1", subject.python or bench.python, subject.script]
+        theirs = bench.cpu(command, numbers)
+        ours = bench.cluster(lambda cluster: bench.cpu(cluster.client("run", *words)), subject.python)
         cpu.append(((ours[0] - base) / jobs * 1e3, theirs[0] / jobs * 1e3))
         rate.append((jobs / ours[1], jobs / theirs[1]))
-    name = "hello --cold" if options else "hello"
-    ratios(f"{name}: CPU ms per job, against xargs -P2", cpu)
-    ratios(f"{name}: jobs/s, against xargs -P2", rate)
+    ratios(f"{subject.name}: CPU ms per job, against xargs -P2", cpu, wanted)
+    if speed:
+        ratios(f"{subject.name}: jobs/s, against xargs -P2", rate)
 
 
-def latency(bench: Bench, rounds: int) -> None:
+def hello(bench: Bench, jobs: int, rounds: int) -> None:
+    array(bench, Subject("hello", bench.hello), jobs, rounds)
+
+
+def cold(bench: Bench, jobs: int, rounds: int) -> None:
+    array(bench, Subject("hello --cold", bench.hello, ("--cold",)), max(100, jobs // 4), rounds)
+
+
+def imports(bench: Bench, jobs: int, rounds: int) -> None:
+    script = bench.write("imports.py", SCRIPTS["12 imports"])
+    preload = tuple(word for name in TWELVE for word in ("--preload", name))
+    jobs = max(100, jobs // 4)
+    array(bench, Subject("12 imports", script), jobs, rounds, speed=False)
+    array(bench, Subject("12 imports --preload", script, preload), jobs, rounds, "<= 0.35 (0.25)", speed=False)
+    found = importlib.util.find_spec("numpy")
+    if found is None or found.origin is None:
+        print("numpy is not installed: skipped")
+        return
+    package = Path(found.origin).parent
+    libraries = package.with_name("numpy.libs")
+    python = bench.interpreter("numpy", [package, *([libraries] if libraries.exists() else [])])
+    script = bench.write("with_numpy.py", "import numpy\nprint(numpy.arange(3).sum())\n")
+    jobs = max(50, jobs // 2)
+    array(bench, Subject("numpy", script, (), python), jobs, rounds, speed=False)
+    preload = ("--preload", "numpy")
+    array(bench, Subject("numpy --preload", script, preload, python), jobs, rounds, "<= 0.15", speed=False)
+
+
+def latency(bench: Bench, jobs: int, rounds: int) -> None:
     pairs: list[tuple[float, float]] = []
 
-    def work(client: Any) -> tuple[float, float]:
+    def work(cluster: Cluster) -> Usage:
         for _ in range(rounds * 6):
-            ours = bench.cpu(client("run", bench.hello))[1]
+            ours = bench.cpu(cluster.client("run", bench.hello))[1]
             pairs.append((ours * 1e3, bench.cpu([bench.python, bench.hello])[1] * 1e3))
         return 0.0, 0.0
 
@@ -131,44 +95,69 @@ def latency(bench: Bench, rounds: int) -> None:
     ratios("latency: ms of `client.py run`, against python3", pairs)
 
 
-def output(bench: Bench, rounds: int) -> None:
+def output(bench: Bench, jobs: int, rounds: int) -> None:
     base = bench.empty()
+    script = bench.write("output.py", OUTPUT)
     pairs = []
     for _ in range(rounds):
-        shell = f"{bench.python} {bench.output} | cat > /dev/null"
-        theirs = bench.cpu(["sh", "-c", shell])[0]
-        ours = bench.cluster(lambda client: bench.cpu(client("run", bench.output)))[0] - base
+        theirs = bench.cpu(["sh", "-c", f"{bench.python} {script} | cat > /dev/null"])[0]
+        ours = bench.cluster(lambda cluster: bench.cpu(cluster.client("run", script)))[0] - base
         pairs.append((ours, theirs))
     ratios("output: CPU s of 256 MiB, against `| cat`", pairs)
 
 
-def idle(bench: Bench, seconds: float) -> None:
-    def work(client: Any) -> tuple[float, float]:
+def idle(bench: Bench, jobs: int, rounds: int) -> None:
+    """Manager and worker with two warm slots that have nothing to do."""
+    seconds, memory = 10.0, []
+
+    def work(cluster: Cluster) -> Usage:
         threading.Event().wait(seconds)  # nothing to wait for: time itself is measured
+        memory.append([private_mb([cluster.manager.pid]), private_mb(family(cluster.worker.pid))])
         return 0.0, 0.0
 
-    more = bench.cluster(work)[0] - bench.empty()
-    print(f"idle: CPU of manager and worker: {max(0.0, more) / seconds * 100:.2f} %")
+    base = bench.empty()
+    shares = [max(0.0, bench.cluster(work)[0] - base) / seconds * 100 for _ in range(max(1, rounds // 2))]
+    row("idle: CPU % of manager and worker", statistics.median(shares))
+    manager, worker = (statistics.median(column) for column in zip(*memory))
+    row("idle: private memory of manager and worker, MB", manager + worker, wanted="<= 60 (45)")
+    row("idle: of that the manager", manager)
+    row("idle: of that the worker with its guards", worker)
+
+
+MODES = {
+    "hello": (hello, "an array of --jobs tasks that print a line"),
+    "cold": (cold, "a fourth of them with --cold"),
+    "imports": (imports, "scripts that import twelve modules of the standard library, or numpy; with and without --preload"),
+    "latency": (latency, "one `client.py run` after the other"),
+    "output": (output, "256 MiB through `client.py run`"),
+    "idle": (idle, "CPU and memory of a cluster with nothing to do"),
+    "dispatch": (dispatch.dispatch, "the manager alone: workers in this process that do nothing; arrays of 100 to 100,000"),
+    "queue": (queues.queue, "what waits: an array of 1,000,000 tasks, 100,000 single submissions"),
+    "scale": (scale.scale, "1,000 simulated workers, 1,000 followers"),
+    "distance": (distance.distance, "a worker 50 ms away"),
+}  # fmt: skip
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--jobs", type=int, default=2000)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("what", nargs="*", default=["hello", "cold", "latency", "output", "idle"])
+    modes = "\n".join(f"  {name:10} {text}" for name, (_, text) in MODES.items())
+    parser = argparse.ArgumentParser(
+        prog="python3 -m tests.benchmarks.bench", description=__doc__, epilog=f"modes:\n{modes}\n  all        each of them",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--jobs", type=int, default=2000, help="tasks of the array in hello; other modes scale with it")
+    parser.add_argument("--rounds", type=int, default=5, help="of each comparison; medians are shown")
+    parser.add_argument("modes", nargs="*", default=["all"], metavar="MODE", help="default: all")
     options = parser.parse_args()
-    print(f"Python {sys.version.split()[0]}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}")
-    with tempfile.TemporaryDirectory(prefix="b-") as folder:
-        bench = Bench(folder)
-        tasks = {
-            "hello": lambda: hello(bench, options.jobs, options.rounds),
-            "cold": lambda: hello(bench, max(100, options.jobs // 4), options.rounds, ("--cold",)),
-            "latency": lambda: latency(bench, options.rounds),
-            "output": lambda: output(bench, options.rounds),
-            "idle": lambda: idle(bench, 10.0),
-        }
-        for name in options.what:
-            tasks[name]()
+    unknown = [name for name in options.modes if name not in MODES and name != "all"]
+    if unknown:
+        parser.error(f"no such mode: {unknown[0]} (there are {', '.join(MODES)}, all)")
+    names = list(MODES) if "all" in options.modes else options.modes
+    heading()
+    with Bench() as bench:
+        for name in names:
+            begin = time.monotonic()
+            MODES[name][0](bench, options.jobs, options.rounds)
+            print(f"  ({name}: {time.monotonic() - begin:.0f} s)", flush=True)
 
 
 if __name__ == "__main__":
