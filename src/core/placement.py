@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from .jobs import QUEUED, RUNNING, TaskKey, TaskRow, after
 from .live import Job, Live, Shape, Worker
-from .scheduler import RESERVE_AFTER_S, Key, Ready, Room, ahead_limit, capable, may_go_ahead, needs
+from .scheduler import RESERVE_AFTER_S, STALE_S, Key, Ready, Room, ahead_limit, capable, may_go_ahead, needs
 
 if TYPE_CHECKING:
     from .cluster import Cluster
@@ -28,6 +28,8 @@ class Placement:
         self._open: dict[str, Worker] = {}  # connected workers that may have a free CPU
         self._hungry: dict[str, Worker] = {}  # to which work may be sent ahead
         self._ahead = 0  # tasks ahead in all
+        self._recalled = 0  # of them those that were asked back
+        self._look_ahead_at: float | None = None  # when to see whether some wait for too long
         self._blocked: dict[Shape, float] = {}  # since when a shape fits nowhere while it is its turn
         self._paused: dict[str, Worker] = {}
         self._news = False
@@ -65,7 +67,7 @@ class Placement:
         else:
             self.usage.pop(user, None)
         if live.ahead:
-            self._ahead -= 1
+            self._not_ahead(live)
         else:
             for name, n in needs(live.job.shape):
                 worker.free[name] = worker.free.get(name, 0) + n
@@ -75,6 +77,11 @@ class Placement:
             self._paused[worker.id] = worker
         self.changed(worker)
 
+    def _not_ahead(self, live: Live) -> None:
+        self._ahead -= 1
+        self._recalled -= live.recalled
+        live.ahead = live.recalled = False
+
     def _promote(self, worker: Worker, now: float) -> None:
         """As the worker itself does: what was sent ahead starts, in order, as far as it fits."""
         for live in worker.live.values():
@@ -83,9 +90,8 @@ class Placement:
             wanted = needs(live.job.shape)
             if any(worker.free.get(name, 0) < n for name, n in wanted):
                 break
-            live.ahead = False
+            self._not_ahead(live)
             live.assigned_at = now
-            self._ahead -= 1
             for name, n in wanted:
                 worker.free[name] -= n
 
@@ -101,8 +107,7 @@ class Placement:
         """A worker's connection is new, and so is what it said of itself: count again what it holds."""
         for live in worker.live.values():
             if live.ahead:
-                live.ahead = False
-                self._ahead -= 1
+                self._not_ahead(live)
             for name, n in needs(live.job.shape):
                 worker.free[name] = worker.free.get(name, 0) - n
         worker.reserved_for = None
@@ -110,6 +115,10 @@ class Placement:
 
     def left(self, worker: Worker) -> None:
         worker.reserved_for = None
+        for live in worker.live.values():
+            if live.recalled:  # no answer comes: who is idle asks others
+                live.recalled, self._news = False, True
+                self._recalled -= 1
         for where in (self._open, self._hungry, self._paused):
             where.pop(worker.id, None)
 
@@ -117,6 +126,8 @@ class Placement:
         """When a plan may come out differently though nothing happened."""
         due = [worker.paused_until for worker in self._paused.values()]
         due += [since + RESERVE_AFTER_S for since in self._blocked.values() if since > 0]
+        if self._look_ahead_at is not None:
+            due.append(self._look_ahead_at)
         return due
 
     def wake(self, now: float) -> None:
@@ -125,24 +136,27 @@ class Placement:
         for worker in [w for w in self._paused.values() if w.paused_until <= now]:
             del self._paused[worker.id]
             self.changed(worker)
+        if self._look_ahead_at is not None and now >= self._look_ahead_at:
+            self._look_ahead_at = now + STALE_S if self._ahead else None
+            self._ask_back_stale(now)
 
     # -- plan ----------------------------------------------------------------------------------------------------------
 
     def plan(self, now: float, wall: float) -> None:
-        """Give ready tasks to workers with room; then send ahead; or, with none ready, ask back for idle workers."""
+        """Give ready tasks to workers with room; send ahead what fits nowhere now; ask back for those still idle."""
         if not self._news:
             return
         self._news = False
         order = self._order()
         self._forget_reservations({shape for _, shape in order})
-        if order:
+        if order or self._ahead:
             room = Room(self._open.values(), now)
-            if room:
+            if order and room:
                 order = self._fill(order, room, now)
-            if order and not room:
+            if order:
                 self._send_ahead(order, now)
-        elif self._ahead and self._open:
-            self._ask_back(now)
+            if self._ahead and room:
+                self._ask_back(room)
         self._hungry.clear()
 
     def _forget_reservations(self, wanted: set[Shape]) -> None:
@@ -250,9 +264,13 @@ class Placement:
         cluster.assigned(job, row)
 
     def _send_ahead(self, order: list[tuple[Key, Shape]], now: float) -> None:
-        for worker in list(self._hungry.values()):
-            if not worker.usable(now) or worker.reserved_for is not None:
-                continue
+        able = [w for w in self._hungry.values() if w.usable(now) and w.reserved_for is None and ahead_limit(w)]
+        if able:
+            order = [entry for entry in order if may_go_ahead(entry[1])]
+            heapify(order)
+        for worker in able:
+            if not order:
+                break
             want = ahead_limit(worker) - sum(live.ahead for live in worker.live.values())
             aside: list[tuple[Key, Shape]] = []
             while want > 0:
@@ -260,39 +278,60 @@ class Placement:
                 if found is None:
                     break
                 shape, job = found
-                if may_go_ahead(shape) and capable(shape, worker):
+                fits = capable(shape, worker)
+                if fits:
                     self._assign(job, worker, now, ahead=True)
+                    self._blocked.pop(shape, None)
                     want -= 1
-                    best = self.ready.best(shape, self.usage)
-                    if best is not None:
-                        heappush(order, (best[0], shape))
-                else:
-                    best = self.ready.best(shape, self.usage)
-                    if best is not None:
-                        aside.append((best[0], shape))
+                    if self._look_ahead_at is None:
+                        self._look_ahead_at = now + STALE_S
+                best = self.ready.best(shape, self.usage)
+                if best is not None:
+                    heappush(order, (best[0], shape)) if fits else aside.append((best[0], shape))
             for entry in aside:
                 heappush(order, entry)
-            if not order:
-                break
 
-    def _ask_back(self, now: float) -> None:
-        """Idle workers and nothing ready: take back half of what waits at the worker that has most."""
-        idle = sum(worker.free["cpus"] for worker in self._open.values() if worker.usable(now))
+    def _ask_back(self, room: Room) -> None:
+        """Workers are idle that could run what waits at others: take back up to half of what waits at each."""
+        idle = room.cpus() - self._recalled
+        stuck: set[Shape] = set()
         for worker in self._cluster.workers.values():
             if idle <= 0:
                 break
             if worker.link is None:
                 continue
-            waiting = [live for live in worker.live.values() if live.ahead and not live.recalled]
-            if not waiting or not any(
-                capable(waiting[-1].job.shape, w) for w in self._open.values() if w is not worker
-            ):
-                continue
-            back = waiting[len(waiting) // 2 :][-idle:]
-            for live in back:
-                live.recalled = True
-                self._cluster.mail(worker).recall.append(TaskKey(live.row.job, live.row.pos, live.row.attempt))
-            idle -= len(back)
+            waiting = self._waiting(worker)
+            for live in reversed(waiting[len(waiting) // 2 :]):
+                if idle <= 0 or live.job.shape in stuck:
+                    continue
+                other = room.pick(live.job, worker.id)
+                if other is None:
+                    stuck.add(live.job.shape)
+                    continue
+                room.back(other)
+                if other is not worker:
+                    self._recall(live)
+                    idle -= 1
+
+    def _ask_back_stale(self, now: float) -> None:
+        """What waits for long at a worker was sent there in error, as its tasks are not short any more: it must keep
+        neither its place there nor others of higher priority from theirs."""
+        for worker in self._cluster.workers.values():
+            late = [live for live in self._waiting(worker) if now - live.assigned_at >= STALE_S]
+            if late and worker.link is not None:
+                worker.mean_s = max(worker.mean_s, STALE_S)
+                for live in late:
+                    self._recall(live)
+
+    @staticmethod
+    def _waiting(worker: Worker) -> list[Live]:
+        return [live for live in worker.live.values() if live.ahead and not live.recalled]
+
+    def _recall(self, live: Live) -> None:
+        live.recalled = True
+        self._recalled += 1
+        key = TaskKey(live.row.job, live.row.pos, live.row.attempt)
+        self._cluster.mail(live.worker).recall.append(key)
 
     def check(self) -> None:
         """Never more than a worker has (a worker that came back smaller excepted: it only takes no more)."""
@@ -310,4 +349,6 @@ class Placement:
             if job.live:
                 usage[job.user] = usage.get(job.user, 0) + len(job.live) * job.shape.cpus
         assert usage == self.usage, (usage, self.usage)
-        assert self._ahead == sum(live.ahead for w in self._cluster.workers.values() for live in w.live.values())
+        lives = [live for worker in self._cluster.workers.values() for live in worker.live.values()]
+        assert self._ahead == sum(live.ahead for live in lives)
+        assert self._recalled == sum(live.recalled for live in lives), (self._recalled, lives)

@@ -17,6 +17,7 @@ from .syntax import version_matches
 RESERVE_AFTER_S = 10.0
 AHEAD_S = 0.1  # work sent to a worker ahead of need: covers the way there and back (measured: 50 ms away, still busy)
 AHEAD_PER_SLOT = 32
+STALE_S = 1.0  # what still waits then is asked back: ten times as long as was meant
 
 Key = tuple[int, int, int]
 
@@ -123,6 +124,10 @@ class Room:
 
     def __bool__(self) -> bool:
         return bool(self._heap)
+
+    def cpus(self) -> int:
+        """Free ones in all."""
+        return sum(worker.free["cpus"] for _, _, worker in self._heap)
 
     @staticmethod
     def load(worker: Worker) -> float:

@@ -417,6 +417,82 @@ class SchedulingTest(unittest.TestCase):
         self.bench.step(events.WorkerReported("a", [], [], back))
         self.assertEqual(sorted(key.pos for key in self.bench.given("b")), sorted(key.pos for key in back))
 
+    def ahead(self, link: str) -> list[TaskKey]:
+        """What was sent to the worker beyond its slots."""
+        lives = self.bench.cluster.workers["id-" + link].live.values()
+        return [TaskKey(live.row.job, live.row.pos, live.row.attempt) for live in lives if live.ahead]
+
+    def quick(self, link: str, job: int, tasks: int) -> None:
+        """The worker does so many tasks of an array in no time: it is known to be fast."""
+        for pos in range(tasks):
+            self.bench.finish(link, TaskKey(job, pos, 1), finished_at=self.bench.now, started_at=self.bench.now)
+
+    def test_only_what_needs_nothing_but_cpus_is_sent_ahead(self) -> None:
+        self.bench.join("a", resources={"licence": 8}, gpus=8)
+        for wants in ({"memory": 1}, {"gpus": 1}, {"resources": {"licence": 1}}):
+            job = self.bench.submit(count=20, array="0-19", **wants)
+            self.quick("a", job, 19)
+            self.assertEqual(self.ahead("a"), [])
+            self.bench.finish("a", TaskKey(job, 19, 1))
+
+    def test_an_idle_worker_that_is_of_no_use_stops_nobody(self) -> None:
+        self.bench.join("other", slots=4)
+        self.bench.join("a", labels=["big"])
+        job = self.bench.submit(count=400, array="0-399", on=["big"])
+        for pos in range(60):
+            now = self.bench.now + 0.3
+            self.bench.finish("a", TaskKey(job, pos, 1), seconds=0.3, finished_at=now, started_at=now - 0.02)
+            self.assertFalse(self.bench.mail["a"].recall, "nobody else could run it")
+            self.assertIsNone(self.bench.cluster.workers["id-a"].reserved_for)
+        self.assertGreater(len(self.ahead("a")), 2)
+
+    def test_idle_workers_ask_back_also_while_others_wait_in_vain(self) -> None:
+        self.bench.join("a")
+        job = self.bench.submit(count=17, array="0-16")
+        self.bench.submit(on=["nowhere"])
+        self.quick("a", job, 12)
+        self.assertEqual(len(self.ahead("a")), 4)
+        self.bench.join("b", slots=2)
+        back = self.bench.mail["a"].recall
+        self.assertEqual(len(back), 2, "as many as it has room for")
+        self.bench.step()
+        self.assertNotIn("a", self.bench.mail, "those that come already are not asked for twice")
+        self.bench.step(events.WorkerReported("a", [], [], back))
+        self.assertEqual(self.bench.given("b"), [key._replace(attempt=2) for key in sorted(back)])
+        self.assertEqual({self.bench.disk.tasks[key[:2]].crashes for key in back}, {0})
+
+    def test_when_who_was_asked_is_away_another_is_asked(self) -> None:
+        self.bench.join("a")
+        self.bench.join("c")
+        job = self.bench.submit(count=40, array="0-39")
+        lives = self.bench.cluster.jobs[job].live
+        while self.bench.cluster.jobs[job].queued:
+            key = next(TaskKey(job, pos, 1) for pos, live in lives.items() if not live.ahead)
+            link = lives[key.pos].worker.name
+            self.bench.finish(link, key, finished_at=self.bench.now, started_at=self.bench.now)
+        self.assertTrue(self.ahead("a") and self.ahead("c"))
+        self.bench.join("b")
+        (asked,) = [link for link in self.bench.mail if self.bench.mail[link].recall]
+        self.bench.step(events.WorkerGone(asked, False))
+        self.assertEqual([link for link in self.bench.mail if self.bench.mail[link].recall], ["c"])
+
+    def test_what_waits_for_long_is_asked_back(self) -> None:
+        self.bench.join("a")
+        job = self.bench.submit(count=400, array="0-399")
+        self.quick("a", job, 12)
+        ahead = self.ahead("a")
+        urgent = self.bench.submit(priority=9)
+        self.bench.step(seconds=0.5)
+        self.assertNotIn("a", self.bench.mail)
+        self.bench.step(seconds=0.6)
+        self.assertEqual(self.bench.mail["a"].recall, ahead)
+        self.bench.step(events.WorkerReported("a", [], [], ahead))
+        self.assertEqual(self.ahead("a"), [], "its tasks are not short any more")
+        self.bench.finish("a", TaskKey(job, 12, 1), seconds=100)
+        self.assertEqual(self.bench.state(urgent), "running")
+        self.bench.step(seconds=5)
+        self.assertIsNone(self.bench.cluster.placement._look_ahead_at, "no deadline while nothing is ahead")
+
     def test_a_worker_that_cannot_start_anything_is_paused(self) -> None:
         self.bench.join("w")
         job = self.bench.submit()
