@@ -21,12 +21,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from . import submission
-from .cli import SUBMIT
 from .core.errors import LinkError, UsageError
-from .core.syntax import Indexes, parse_duration, parse_grid, parse_selector, parse_size
+from .core.syntax import Indexes, parse_duration, parse_grid, parse_selector, parse_size, shown
 from .follow import Connection, Follower, exit_code
 from .keys import load_peer_key
 from .link import Link
+from .options import SUBMIT
 
 
 class Result:
@@ -133,17 +133,19 @@ class Cluster:
 
     def map(self, script: str, items: Iterable[str], *args: str, **options: Any) -> Iterator[Result]:
         """Run the script once for each item, which becomes its last argument; the results in order."""
-        text = io.BytesIO(b"".join(item.encode("utf-8", "surrogateescape") + b"\n" for item in items))
+        text = io.BytesIO(b"".join(_line(item) for item in items))
         given = options_of({**options, "each_line": "-"})
         return self._hand_in(submission.build(given, script, list(args), stdin=text)).results()
 
     def _hand_in(self, sub: submission.Submission) -> Job:
         while True:
+            link = self._connection.link
             try:
-                answer = submission.deliver(self._connection.link, sub)
+                answer = submission.deliver(link, sub)
+                self._connection.answered()
                 return Job(self, answer["id"], sub.spec["count"])
             except LinkError as error:
-                self._connection.again(error)
+                self._connection.again(error, link)
 
     def job(self, job: int) -> Job:
         """A job that was submitted before."""
@@ -173,45 +175,39 @@ class Cluster:
     def as_completed(self, jobs: Iterable[Job], timeout: float | None = None) -> Iterator[Job]:
         """Each job when it is finished. TimeoutError past `timeout` seconds."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        waiting = {}
-        for job in jobs:
-            waiting[self._connection.link.post({"t": "wait", "ids": [{"job": job.id}], "timeout": None})] = job
+        waiting = list(jobs)
         while waiting:
-            for number in list(waiting):
-                try:
-                    self._connection.link.answer(number, 0.02)
-                except TimeoutError:
-                    continue
-                yield waiting.pop(number)
-            if deadline is not None and waiting and time.monotonic() > deadline:
-                raise TimeoutError(f"{len(waiting)} jobs are not finished")
+            link = self._connection.link
+            try:
+                asked = {link.post({"t": "wait", "ids": [{"job": job.id}], "timeout": None}): job for job in waiting}
+                for number in _as_answered(link, list(asked), deadline):
+                    self._connection.answered()
+                    waiting.remove(asked[number])
+                    yield asked[number]
+            except LinkError as error:
+                self._connection.again(error, link)
 
     def _results(self, job: Job, timeout: float | None) -> Iterator[Result]:
         deadline = None if timeout is None else time.monotonic() + timeout
-        ready: list[Result] = []
-        pieces: tuple[list[bytes], list[bytes]] = ([], [])
-
-        def emit(segment: dict[str, Any], out: bytes, err: bytes) -> None:
-            pieces[0].append(out)
-            pieces[1].append(err)
-            if segment["end"] is not None:
-                result = Result(job.id, segment["index"], segment["end"], b"".join(pieces[0]), b"".join(pieces[1]))
-                ready.append(result)
-                pieces[0].clear()
-                pieces[1].clear()
-
+        out: list[bytes] = []
+        err: list[bytes] = []
         link = self._make(self._retry)
+        connection = Connection(self._make, link, self._retry, lambda text: None)
         try:
-            connection = Connection(self._make, link, self._retry, lambda text: None)
-            for pos in range(job.count):
-                follower = Follower(connection, job.id, pos, pos, False, True)
-                if deadline is not None:
-                    follower.idle = lambda: _check(deadline)
-                follower.run(emit)
-                yield from ready
-                ready.clear()
+            follower = Follower(connection, job.id, 0, job.count - 1, False, True)
+            if deadline is not None:
+                follower.idle = lambda: _check(deadline)
+            attempt = 0
+            for segment, some_out, some_err in follower.pieces():
+                if segment["attempt"] != attempt:  # what came before is of an attempt that was superseded
+                    attempt, out, err = segment["attempt"], [], []
+                out.append(some_out)
+                err.append(some_err)
+                if segment["end"] is not None:
+                    yield Result(job.id, segment["index"], segment["end"], b"".join(out), b"".join(err))
+                    out, err, attempt = [], [], 0
         finally:
-            link.close()
+            connection.link.close()
 
     # -- content -------------------------------------------------------------------------------------------------------
 
@@ -231,6 +227,28 @@ class Cluster:
 def _check(deadline: float) -> None:
     if time.monotonic() > deadline:
         raise TimeoutError("the job is not finished")
+
+
+def _line(item: str) -> bytes:
+    if not item or "\n" in item or "\0" in item or item.endswith("\r"):
+        raise UsageError(f"not an item for map, which are lines of text: {shown(item)} (submit takes any argument)")
+    return item.encode("utf-8", "surrogateescape") + b"\n"
+
+
+def _as_answered(link: Link, numbers: list[int], deadline: float | None) -> Iterator[int]:
+    """Each number when its answer has come. Raises TimeoutError past the deadline (monotonic), LinkError."""
+    left = dict.fromkeys(numbers)
+    while left:
+        first = next(iter(left))
+        for number in list(left):
+            try:
+                link.answer(number, 0.02 if number == first else 0.0)
+            except TimeoutError:
+                continue
+            del left[number]
+            yield number
+        if deadline is not None and left and time.monotonic() > deadline:
+            raise TimeoutError(f"{len(left)} jobs are not finished")
 
 
 _PARSED = {

@@ -9,207 +9,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from . import __version__
-from .console import MACHINE_VERBS, program, quiet_stdout
+from .console import MACHINE_VERBS, Broken, mend_streams, program, quiet_stdout, width_of
 from .core.errors import MicroclusterError, UsageError
-from .core.syntax import (
-    Indexes,
-    at_least,
-    parse_duration,
-    parse_grid,
-    parse_label,
-    parse_resource,
-    parse_selector,
-    parse_size,
-)
+from .core.syntax import parse_selector, shown
+from .options import COMMON, VERBS
 
 EXIT_USAGE, EXIT_OURS, EXIT_INTERRUPTED, EXIT_UNFINISHED = 2, 125, 130, 124
-
-
-class Option(NamedTuple):
-    """A flag. parse None: a switch. many: repeatable, a list."""
-
-    flag: str
-    parse: Callable[[str], Any] | None
-    default: Any
-    metavar: str
-    help: str
-    many: bool = False
-    dest: str | None = None
-
-
-def _integer(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise UsageError(f"not a whole number: {text!r}") from None
-
-
-def _choice(*words: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in words:
-            raise UsageError(f"not one of {', '.join(words)}: {text!r}")
-        return text
-
-    return parse
-
-
-def _array(text: str) -> str:
-    Indexes.parse(text)
-    return text
-
-
-def _positive_duration(text: str) -> float:
-    value = parse_duration(text)
-    if value <= 0:
-        raise UsageError(f"not a duration above zero: {text!r} (use for example 90s, 10m, 1h30m)")
-    return value
-
-
-def _glob(text: str) -> str:
-    parts = text[2:].split("/") if text.startswith("./") else text.split("/")
-    if any(part in ("", ".", "..") for part in parts):
-        raise UsageError(f"not a pattern inside the job's folder: {text!r} (for example 'out/*.csv' or '**/*.png')")
-    return text[2:] if text.startswith("./") else text
-
-
-def _text(text: str) -> str:
-    if not text or len(text) > 1000:
-        raise UsageError("a text of 1 to 1000 characters is needed")
-    return text
-
-
-COMMON = (
-    Option("--key-file", str, None, "FILE", "the key (default: cluster.key in ~/.config/microcluster)"),
-    Option("--insecure", None, False, "", "no keys and no encryption; must be given on all sides"),
-    Option("--connect-timeout", parse_duration, None, "DURATION", "keep trying to reach the manager for so long"),
-)
-JSON = (Option("--json", None, False, "", "for programs: JSON instead of text"),)
-SUBMIT = (
-    Option("--name", _text, None, "NAME", "shown in lists (default: the script's file name)"),
-    Option("--array", _array, None, "SPEC", "one task per index: 0-99, 1-9:2, 1,5,7"),
-    Option("--each-line", str, None, "FILE", "one task per line of FILE (-: stdin), the line as last argument"),
-    Option("--grid", parse_grid, None, "NAME=V1,V2,..", "one task per combination (repeatable; 1..9, 0..1..0.1)", True),
-    Option("--after", parse_selector, None, "ID", "start when ID succeeded (repeatable)", True),
-    Option("--after-any", parse_selector, None, "ID", "start when ID finished in any way (repeatable)", True),
-    Option("--after-each", parse_selector, None, "ID", "task i starts when task i of ID succeeded", True),
-    Option("--max-running", at_least(1), None, "N", "at most so many tasks of this array at a time"),
-    Option("--max-fails", at_least(1), None, "N", "cancel the rest once so many tasks failed"),
-    Option("--priority", _integer, 0, "N", "higher first (default 0)"),
-    Option("--retries", at_least(0), 0, "N", "run a task that failed again, up to N times"),
-    Option("--timeout", _positive_duration, None, "DURATION", "limit of one attempt"),
-    Option("--grace", parse_duration, 10.0, "DURATION", "from SIGTERM to SIGKILL when it must end (default 10s)"),
-    Option("--cpus", at_least(1), 1, "N", "CPUs that a task needs (default 1)"),
-    Option("--gpus", at_least(0), 0, "N", "GPUs that a task needs"),
-    Option("--memory", parse_size, None, "SIZE", "memory that a task needs, and its limit"),
-    Option("--on", parse_label, None, "LABEL", "only on workers with this label (repeatable)", True),
-    Option("--resource", parse_resource, None, "NAME=N", "needs N of a worker's NAME (repeatable)", True),
-    Option("--user", _text, None, "NAME", "whose job it is (default: the login name)"),
-    Option("--env", str, None, "NAME[=VALUE]", "set, or copy, a variable (repeatable)", True),
-    Option("--send", str, None, "PATH", "file or folder for the job's working directory (repeatable)", True),
-    Option(
-        "--return", _glob, None, "GLOB", "files to keep for `fetch` when the task ends (repeatable)", True, "returns"
-    ),
-    Option("--stdin", str, None, "FILE", "standard input (-: the client's; default: empty)"),
-    Option("--python", _text, None, "NAME", "an interpreter that a worker offers, as 3.12, or a path"),
-    Option("--requirements", str, None, "FILE", "run in a virtual environment with these packages"),
-    Option("--if-lost", _choice("rerun", "fail"), "rerun", "WHAT", "when its worker is lost: rerun (default) or fail"),
-    Option("--once", _text, None, "KEY", "the same KEY again makes no new job"),
-    Option("--max-output", parse_size, 1 << 30, "SIZE", "keep so much of each stream (default 1G)"),
-    Option("--buffered", None, False, "", "stdout as Python does it in a pipe: in blocks"),
-    Option("--cold", None, False, "", "start a new interpreter instead of a warm one"),
-    Option("--preload", _text, None, "MODULE", "start with MODULE imported already (repeatable)", True),
-    Option("--no-modules", None, False, "", "leave the modules beside the script where they are"),
-)
-_FILTERS = (
-    Option(
-        "--state",
-        _choice("waiting", "queued", "running", "succeeded", "failed", "cancelled"),
-        None,
-        "STATE",
-        "in this state",
-    ),
-    Option("--name", _text, None, "NAME", "of this name"),
-    Option("--user", _text, None, "USER", "of this user"),
-    Option("--since", parse_duration, None, "DURATION", "submitted within so long"),
-    Option("--last", at_least(1), 50, "N", "at most so many (default 50)"),
-    Option("--all", None, False, "", "all of them"),
-)
-
-
-class Verb(NamedTuple):
-    """takes: script (SCRIPT [ARG..]), ids, names, one (an ID), nothing."""
-
-    takes: str
-    options: tuple[Option, ...]
-    help: str
-    example: str
-
-
-VERBS: dict[str, Verb] = {
-    "submit": Verb(
-        "script", (*SUBMIT, *JSON), "queue a job; prints its id", "submit H P --retries 2 train.py --epochs 3"
-    ),
-    "run": Verb(
-        "script", (*SUBMIT, *JSON), "run a script elsewhere as python3 would here", "run H P train.py --epochs 3"
-    ),
-    "result": Verb(
-        "ids",
-        (
-            Option("--wait", None, False, "", "wait until it is finished"),
-            Option("--follow", None, False, "", "stream what there is and what comes, to the end"),
-            *JSON,
-        ),
-        "print the output of finished tasks",
-        "result H P --wait 7",
-    ),
-    "status": Verb("ids", JSON, "show a job in full; while it waits, why", "status H P 7.3"),
-    "list": Verb("nothing", (*_FILTERS, *JSON), "list jobs, newest first", "list H P --state failed --since 1d"),
-    "wait": Verb(
-        "ids",
-        (Option("--timeout", parse_duration, None, "DURATION", "give up after so long (exit code 124)"),),
-        "return when all are finished",
-        "wait H P 7 8 --timeout 1h",
-    ),
-    "cancel": Verb(
-        "ids?",
-        (
-            Option("--all", None, False, "", "every job that is not finished"),
-            Option("--grace", parse_duration, None, "DURATION", "from SIGTERM to SIGKILL (default 10s)"),
-        ),
-        "end jobs: SIGTERM to the whole process tree, SIGKILL later",
-        "cancel H P 7 8.0-99",
-    ),
-    "retry": Verb("ids", (), "queue the failed and cancelled tasks again", "retry H P 7"),
-    "fetch": Verb(
-        "one",
-        (Option("--into", str, ".", "DIR", "where to (default: here; ID.INDEX/ per task of an array)"),),
-        "download the files that a job returned",
-        "fetch H P 7 --into results",
-    ),
-    "workers": Verb("nothing", JSON, "list workers", "workers H P"),
-    "drain": Verb("names", (), "give workers no more jobs", "drain H P lab-3"),
-    "resume": Verb("names", (), "give drained workers jobs again", "resume H P lab-3"),
-    "prune": Verb(
-        "nothing",
-        (Option("--older-than", parse_duration, None, "DURATION", "finished for longer than this (needed)"),),
-        "forget finished jobs with their output; prints how many",
-        "prune H P --older-than 30d",
-    ),
-    "dashboard": Verb(
-        "nothing",
-        (
-            Option("--listen", str, "127.0.0.1:0", "HOST:PORT", "where the page is served (default 127.0.0.1:0)"),
-            Option("--open", None, False, "", "open it in a browser"),
-        ),
-        "serve a web page here; prints its address",
-        "dashboard H P --open",
-    ),
-    "top": Verb("nothing", (), "a live view in the terminal", "top H P"),
-    "metrics": Verb("nothing", (), "print figures in the Prometheus text format", "metrics H P"),
-    "completion": Verb(
-        "shell", (), "print a completion script", "completion bash > ~/.local/share/bash-completion/client.py"
-    ),
-}
 
 
 class Call(NamedTuple):
@@ -240,7 +45,7 @@ def parser_of(name: str) -> argparse.ArgumentParser:
         usage=f"{program()} {name} [OPTIONS]{where}{words.get(verb.takes, '')}",
         description=verb.help[0].upper() + verb.help[1:] + ".",
         epilog=f"example:\n  python3 client.py {verb.example.replace('H P', '10.0.0.5 5000')}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_formatter,
         allow_abbrev=False,
     )
     for option in (*verb.options, *(() if verb.takes == "shell" else COMMON)):
@@ -259,6 +64,11 @@ def parser_of(name: str) -> argparse.ArgumentParser:
             **more,
         )
     return parser
+
+
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    """With a width: argparse would import shutil to measure the terminal, for each option that is added."""
+    return argparse.RawDescriptionHelpFormatter(prog, width=min(width_of(sys.stdout), 100) - 2)
 
 
 def _for_argparse(parse: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -335,7 +145,7 @@ def _split(argv: list[str], parser: argparse.ArgumentParser, takes: str) -> tupl
 
 def _before_script(words: list[str]) -> int:
     """How many more words come before the script; -1: it is among them."""
-    if "MICROCLUSTER_MANAGER" not in os.environ:
+    if not os.environ.get("MICROCLUSTER_MANAGER"):
         return 2 - len(words)
     if len(words) == 1:
         # The first word is the script, unless it cannot be one and looks like the host.
@@ -344,8 +154,8 @@ def _before_script(words: list[str]) -> int:
 
 
 def _port(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) < 65536:
-        raise UsageError(f"not a port: {text!r} (HOST PORT come first, for example 10.0.0.5 5000)")
+    if not (text.isascii() and text.isdecimal() and len(text) < 6) or not 0 < int(text) < 65536:
+        raise UsageError(f"not a port: {shown(text)} (HOST PORT come first, for example 10.0.0.5 5000)")
     return int(text)
 
 
@@ -355,10 +165,15 @@ def _manager(words: list[str], takes: str, name: str) -> tuple[str, int, list[st
         host, _, port = known.rpartition(":")
         if not host:
             raise UsageError(f"MICROCLUSTER_MANAGER is not HOST:PORT: {known!r}")
-        return host.strip("[]"), _port(port), words
+        return _host(host), _port(port), words
     if len(words) < 2:
         raise UsageError(f"HOST PORT of the manager are missing (see {program()} {name} --help)")
-    return words[0], _port(words[1]), words[2:]
+    return _host(words[0]), _port(words[1]), words[2:]
+
+
+def _host(text: str) -> str:
+    """[::1] is ::1."""
+    return text[1:-1] if text.startswith("[") and text.endswith("]") else text
 
 
 def _looks_like_manager(words: list[str], takes: str) -> bool:
@@ -383,21 +198,32 @@ def _check_words(takes: str, name: str, words: list[str]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """client.py; the exit code."""
+    mend_streams()
     try:
-        call = parse(sys.argv[1:] if argv is None else argv)
-        from . import verbs
-
-        return verbs.run(call)
+        code = _main(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+        return code
     except UsageError as error:
         return _fail(error, EXIT_USAGE if error.code == "usage" else EXIT_OURS)
+    except (Broken, BrokenPipeError):
+        return quiet_stdout()
     except MicroclusterError as error:
         return _fail(error, EXIT_OURS)
-    except BrokenPipeError:
-        return quiet_stdout()
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except OSError as error:
+        quiet_stdout()  # what could not be written is not tried again at the end
         return _fail(f"{error.strerror or error}{': ' + str(error.filename) if error.filename else ''}", EXIT_OURS)
+
+
+def _main(argv: list[str]) -> int:
+    try:
+        call = parse(argv)
+    except SystemExit as end:  # argparse printed help, or what is wrong
+        return end.code if isinstance(end.code, int) else EXIT_USAGE
+    from . import verbs
+
+    return verbs.run(call)
 
 
 def _fail(error: Any, code: int) -> int:

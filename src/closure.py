@@ -15,14 +15,18 @@ from typing import NamedTuple
 _SKIP = frozenset(
     ("__pycache__", ".git", ".hg", ".svn", ".venv", "venv", ".mypy_cache", ".pytest_cache", ".ruff_cache")
 )
-SIZE_MAX = 64 * 1024 * 1024  # bytes of one file of a package that travels
+HOLD_MAX = 8 * 1024 * 1024  # bytes of a data file of a package that are held; longer ones are read when they are sent
 
 
 class Module(NamedTuple):
-    """A file that travels: its path relative to the script's folder (with /), and what was read of it."""
+    """A file that travels: its path relative to the script's folder (with /), and what was read of it.
+
+    `content` None: a large file, too much to hold; it is read from `file` as files that are sent are.
+    """
 
     path: str
-    content: bytes
+    content: bytes | None
+    file: str
 
 
 def imported(source: bytes, package: str = "") -> set[str]:
@@ -84,7 +88,7 @@ def modules_beside(script: str, source: bytes) -> list[Module]:
 class _Search:
     def __init__(self, folder: str, script: str) -> None:
         self.folder, self.script = folder, script
-        self.found: dict[str, bytes] = {}
+        self.found: dict[str, bytes | None] = {}
         self._seen: set[str] = set()
         self._queue: list[tuple[bytes, str]] = []
 
@@ -94,7 +98,8 @@ class _Search:
             text, package = self._queue.pop()
             for name in imported(text, package):
                 self._look(name.split(".")[0])
-        return [Module(path, content) for path, content in sorted(self.found.items())]
+        found = sorted(self.found.items())
+        return [Module(path, content, os.path.join(self.folder, *path.split("/"))) for path, content in found]
 
     def _look(self, top: str) -> None:
         """The module or package of this top-level name, if one lies in the folder and would be taken from there."""
@@ -104,33 +109,52 @@ class _Search:
         place = os.path.join(self.folder, top)
         if os.path.isfile(os.path.join(place, "__init__.py")):
             self._package(top, top)
+        elif self._extension(top):
+            pass
         elif os.path.isfile(place + ".py"):
             self._file(top + ".py", "")
+        elif os.path.isfile(place + ".pyc"):
+            self._data(top + ".pyc")
         elif os.path.isdir(place) and top.isidentifier() and not _known_elsewhere(top, self.folder):
             self._package(top, top)
 
-    def _package(self, path: str, dotted: str) -> None:
-        for entry in sorted(os.scandir(os.path.join(self.folder, path)), key=lambda entry: entry.name):
+    def _extension(self, top: str) -> bool:
+        """A compiled module, which Python prefers to a source of the same name."""
+        from importlib.machinery import EXTENSION_SUFFIXES
+
+        for suffix in EXTENSION_SUFFIXES:
+            if os.path.isfile(os.path.join(self.folder, top + suffix)):
+                self._data(top + suffix)
+                return True
+        return False
+
+    def _package(self, path: str, dotted: str, above: frozenset[str] = frozenset()) -> None:
+        real = os.path.realpath(os.path.join(self.folder, path))
+        if real in above:
+            return  # a link back to a folder above: Python would find the same modules there
+        entries = {entry.name: entry for entry in os.scandir(real)}
+        for entry in (entries[name] for name in sorted(entries)):
             below = f"{path}/{entry.name}"
             if entry.is_dir():
                 if entry.name not in _SKIP and not os.path.exists(os.path.join(entry.path, "pyvenv.cfg")):
-                    self._package(below, f"{dotted}.{entry.name}")
-            elif entry.is_file() and not entry.name.endswith((".pyc", ".pyo")):
+                    self._package(below, f"{dotted}.{entry.name}", above | {real})
+            elif entry.is_file():
                 if entry.name.endswith(".py"):
                     self._file(below, dotted)
-                elif entry.stat().st_size <= SIZE_MAX:
+                elif not (entry.name.endswith(".pyc") and entry.name[:-1] in entries):  # else the source is used
                     self._data(below)
 
     def _file(self, path: str, package: str) -> None:
-        if path in self.found:
-            return
-        content = self._data(path)
-        self._queue.append((content, package))
+        if path not in self.found:
+            with open(os.path.join(self.folder, path), "rb") as file:
+                content = file.read()
+            self.found[path] = content
+            self._queue.append((content, package))
 
-    def _data(self, path: str) -> bytes:
+    def _data(self, path: str) -> None:
         with open(os.path.join(self.folder, path), "rb") as file:
-            self.found[path] = file.read()
-        return self.found[path]
+            large = os.fstat(file.fileno()).st_size > HOLD_MAX
+            self.found[path] = None if large else file.read()
 
 
 def _known_elsewhere(top: str, folder: str) -> bool:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from .cli import COMMON, VERBS
 from .console import program
 from .core.errors import UsageError
+from .options import COMMON, VERBS
 
 _BASH = """\
 # completion of {program}; from: {program} completion bash

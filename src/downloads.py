@@ -9,22 +9,22 @@ import os
 import sys
 from typing import Any
 
-from .console import say
+from .console import Progress, say
 from .core.errors import Refused, UsageError
 from .core.messages import check_manifest, hold_text
 from .core.syntax import from_wire
 from .follow import Connection
-from .render import Progress
 from .submission import PIECE
 
 
 def fetch(connection: Connection, sel: dict[str, Any], into: str) -> int:
     """Download; prints the paths. The exit code."""
     progress, found, missing = Progress(), 0, 0
+    view = connection.request({"t": "status", "ids": [sel]})[0]["jobs"][0]
+    array = view.get("tasks") is not None or "." in view["id"]
     at: int | None = 0
     while at is not None:
         answer, _ = connection.request({"t": "files", "ids": [sel], "from": at})
-        array = answer["count"] > 1
         for _pos, index, manifest, state in answer["tasks"]:
             if manifest is None:
                 missing += state not in ("succeeded", "failed", "cancelled")
@@ -55,7 +55,13 @@ def _one(connection: Connection, manifest: str, folder: str, progress: Progress)
             if entry[0] == "l":
                 _link(root, folder, path, from_wire(entry[2]))
             else:
-                _file(connection, root, folder, entry, lambda size, base=done: progress.bytes(base + size, total))
+                _file(
+                    connection,
+                    root,
+                    folder,
+                    entry,
+                    lambda size, base=done: progress.bytes(base + size, total, "fetched"),
+                )
                 done += entry[4]
             count += 1
             progress.clear()

@@ -12,6 +12,7 @@ As with ProcessPoolExecutor, a script that uses it needs `if __name__ == "__main
 from __future__ import annotations
 
 import concurrent.futures
+import copy
 import hashlib
 import io
 import json
@@ -101,7 +102,13 @@ class Executor(concurrent.futures.Executor):
         with open(path, "rb") as file:
             source = file.read()
         name = os.path.basename(path)
-        found = {module.path: module.content for module in closure.modules_beside(os.path.abspath(path), source)}
+        found = {}
+        for module in closure.modules_beside(os.path.abspath(path), source):
+            if module.content is None:
+                with open(module.file, "rb") as file:
+                    found[module.path] = file.read()
+            else:
+                found[module.path] = module.content
         found[name] = source
         found.update(_own_package())
         listed = [[to_wire(place), hashlib.sha256(content).hexdigest()] for place, content in sorted(found.items())]
@@ -166,7 +173,7 @@ class Executor(concurrent.futures.Executor):
         main = name if getattr(fn, "__module__", None) == "__main__" else None
         call.write(json.dumps({"main": main, "argv": sys.argv[1:]}).encode() + b"\n")
         pickle.dump((fn, items), call, protocol=4)
-        options = self._options
+        options = copy.copy(self._options)
         options.name = options.name or getattr(fn, "__qualname__", "call")
         sub = submission.Submission()
         built = submission.build(options, os.devnull, [])

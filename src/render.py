@@ -1,14 +1,14 @@
-"""How things look to people: tables of 80 columns, fields, progress. Colours only on a terminal; NO_COLOR is respected;
+"""How things look to people: tables of 80 columns, fields. Colours only on a terminal; NO_COLOR is respected;
 control characters from anyone are shown as escapes."""
 
 from __future__ import annotations
 
 import os
-import sys
 import time
 from datetime import datetime, timezone
 from typing import Any
 
+from .console import width_of
 from .core.messages import hold_text
 from .core.syntax import format_duration, format_size
 
@@ -21,16 +21,6 @@ COLOURS = {
 def coloured(stream: Any) -> bool:
     """Whether this stream takes colours."""
     return bool(stream.isatty()) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-
-
-def width_of(stream: Any) -> int:
-    """Columns of the terminal; 80 elsewhere, so that output in a pipe is the same everywhere."""
-    if not stream.isatty():
-        return int(os.environ.get("COLUMNS") or 80)
-    try:
-        return os.get_terminal_size(stream.fileno()).columns
-    except (OSError, ValueError):
-        return 80
 
 
 def table(
@@ -182,50 +172,3 @@ def _quoted(text: str) -> str:
     if text and all(c.isalnum() or c in "-_./=:,+@%" for c in text):
         return text
     return "'" + text.replace("'", "'\\''") + "'"
-
-
-class Progress:
-    """One line on a terminal's stderr that replaces itself, after a second; nothing elsewhere."""
-
-    def __init__(self) -> None:
-        self.live = bool(sys.stderr.isatty())
-        self._begin = time.monotonic()
-        self._last = 0.0
-        self._shown = False
-        self._first: tuple[float, int] | None = None
-
-    def due(self) -> bool:
-        now = time.monotonic()
-        return self.live and now - self._begin > 1.0 and now - self._last > 0.5
-
-    def tasks(self, counts: dict[str, int]) -> None:
-        """done/failed/running/queued, rate, time left."""
-        now = time.monotonic()
-        done = counts["succeeded"] + counts["failed"] + counts["cancelled"]
-        if self._first is None:
-            self._first = (now, done)
-        rate = (done - self._first[1]) / max(0.1, now - self._first[0])
-        left = counts["total"] - done
-        eta = f", {brief(left / rate)} left" if rate > 0 and left else ""
-        text = (
-            f"{done}/{counts['total']} done, {counts['failed']} failed, {counts['running']} running,"
-            f" {counts['queued'] + counts['waiting']} queued, {rate:.1f}/s{eta}"
-        )
-        self.say(text)
-
-    def bytes(self, done: int, total: int) -> None:
-        if self.due():
-            self.say(f"{format_size(done)} of {format_size(total)} sent")
-
-    def say(self, text: str) -> None:
-        if self.live:
-            self._last, self._shown = time.monotonic(), True
-            sys.stderr.write(f"\r\x1b[K{text[: width_of(sys.stderr) - 1]}")
-            sys.stderr.flush()
-
-    def clear(self) -> None:
-        """Before anything else is printed."""
-        if self._shown:
-            self._shown = False
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()

@@ -3,18 +3,16 @@
 
 from __future__ import annotations
 
-import getpass
 import hashlib
 import json
 import os
-import secrets
 import stat
 import sys
 from typing import Any, NamedTuple
 
-from . import closure, pep723
+from . import closure
 from .core.errors import Refused, UsageError
-from .core.syntax import Indexes, check_specifier, grid_count, to_wire
+from .core.syntax import MAX_TASKS, Indexes, check_specifier, grid_count, shown, to_wire
 from .link import Link
 
 INLINE_MAX = 512 * 1024  # bytes of files that ride with the submission
@@ -22,7 +20,6 @@ PIECE = 512 * 1024
 SPEC_MAX = 200 * 1024  # bytes of a description that ride in the message
 LIST_MAX = 32 * 1024  # bytes of arguments or environment that stay in the description
 CHUNK = 256 * 1024  # bytes of lines in one piece
-COUNT_MAX = 10_000_000
 
 
 class Source(NamedTuple):
@@ -39,7 +36,7 @@ class Submission:
     def __init__(self) -> None:
         self.blobs: dict[str, Source] = {}
         self.spec: dict[str, Any] = {}
-        self.request_id = secrets.token_hex(16)
+        self.request_id = os.urandom(16).hex()
 
     def add(self, data: bytes) -> str:
         name = hashlib.sha256(data).hexdigest()
@@ -62,11 +59,17 @@ class Submission:
 
 def build(options: Any, script: str, args: list[str], stdin: Any = None) -> Submission:
     """From the options of `submit` (attributes named as the long options). Raises UsageError."""
+    readers = [
+        what for what, given in (("SCRIPT", script), ("--each-line", options.each_line), ("--stdin", options.stdin))
+        if given == "-"
+    ]  # fmt: skip
+    if len(readers) > 1:
+        raise UsageError(f"{readers[0]} and {readers[1]} cannot both be - (standard input can be read once)")
     sub = Submission()
     name, source, path = _script(script)
     spec: dict[str, Any] = {
-        "name": options.name or name,
-        "user": options.user or _login(),
+        "name": options.name or _plain(name),
+        "user": options.user or _plain(_login()),
         "script": {"name": to_wire(name), "hash": sub.add(source)},
         "modules": [],
         "priority": options.priority,
@@ -97,7 +100,9 @@ def build(options: Any, script: str, args: list[str], stdin: Any = None) -> Subm
     }
     if path is not None and not options.no_modules:
         try:
-            spec["modules"] = [[to_wire(m.path), sub.add(m.content)] for m in closure.modules_beside(path, source)]
+            for module in closure.modules_beside(path, source):
+                found = sub.add_file(module.file)[0] if module.content is None else sub.add(module.content)
+                spec["modules"].append([to_wire(module.path), found])
         except OSError as error:
             raise UsageError(f"cannot read {error.filename}, which the script imports: {error.strerror}") from None
     _tasks(sub, spec, options, stdin)
@@ -122,10 +127,21 @@ def _script(script: str) -> tuple[str, bytes, str | None]:
     return os.path.basename(script), source, os.path.abspath(script)
 
 
+def _plain(text: str) -> str:
+    """A name as it is shown: bytes that are not UTF-8 replaced."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")[:1000]
+
+
 def _login() -> str:
+    """The login name, found as getpass.getuser does (which takes long to import)."""
+    for variable in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        if os.environ.get(variable):
+            return os.environ[variable]
     try:
-        return getpass.getuser()
-    except (KeyError, OSError, ImportError):
+        import pwd
+
+        return pwd.getpwuid(os.getuid()).pw_name
+    except (ImportError, KeyError):
         return str(os.getuid()) if hasattr(os, "getuid") else "user"
 
 
@@ -159,7 +175,7 @@ def _environment(pairs: list[str]) -> dict[str, str]:
     for text in pairs:
         name, equals, value = text.partition("=")
         if not name:
-            raise UsageError(f"--env: not NAME=VALUE: {text!r}")
+            raise UsageError(f"--env: not NAME=VALUE: {shown(text)}")
         if equals:
             found[name] = value
         elif name in os.environ:
@@ -176,18 +192,25 @@ def _lists(sub: Submission, spec: dict[str, Any], args: list[str], env: dict[str
 
 
 def _python(spec: dict[str, Any], options: Any, source: bytes) -> None:
-    metadata = pep723.read(source)
     spec["python"] = options.python
-    spec["requires_python"] = metadata.requires_python if metadata else None
-    spec["requirements"] = "\n".join(sorted(metadata.dependencies)) if metadata and metadata.dependencies else None
-    if spec["requires_python"] is not None:
-        check_specifier(spec["requires_python"])
+    spec["requires_python"] = spec["requirements"] = None
+    if b"# /// script" in source:
+        from . import pep723
+
+        metadata = pep723.read(source)
+        if metadata is not None:
+            spec["requires_python"] = metadata.requires_python
+            spec["requirements"] = "\n".join(sorted(metadata.dependencies)) or None
+        if spec["requires_python"] is not None:
+            check_specifier(spec["requires_python"])
     if options.requirements is not None:
         try:
             with open(options.requirements, encoding="utf-8") as file:
                 lines = [line.strip() for line in file]
         except OSError as error:
             raise UsageError(f"cannot read {options.requirements} (--requirements): {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise UsageError(f"{options.requirements} (--requirements) is not UTF-8 text") from None
         wanted = [line for line in lines if line and not line.startswith("#")]
         spec["requirements"] = "\n".join(sorted(wanted)) or None
 
@@ -214,8 +237,8 @@ def _tasks(sub: Submission, spec: dict[str, Any], options: Any, stdin: Any) -> N
             raise UsageError("a --grid name stands twice")
         spec["grid"] = [[name, values] for name, values in options.grid]
         spec["count"] = grid_count(spec["grid"])
-    if spec["count"] > COUNT_MAX:
-        raise UsageError(f"{spec['count']:,} tasks are too many: at most {COUNT_MAX:,} in one job")
+    if spec["count"] > MAX_TASKS:
+        raise UsageError(f"{spec['count']:,} tasks are too many: at most {MAX_TASKS:,} in one job")
 
 
 def _lines(sub: Submission, name: str, stdin: Any) -> tuple[dict[str, Any], int]:
@@ -231,6 +254,10 @@ def _lines(sub: Submission, name: str, stdin: Any) -> tuple[dict[str, Any], int]
                 continue
             if b"\0" in line:
                 raise UsageError(f"line {count} of {name} (--each-line) holds a NUL, which no argument can")
+            if count >= MAX_TASKS:
+                raise UsageError(
+                    f"{name} (--each-line) has more than {MAX_TASKS:,} lines: that many tasks are too many"
+                )
             lines.append(line)
             count, size = count + 1, size + len(line) + 1
             if size >= CHUNK:
@@ -277,9 +304,11 @@ def _walk(
     """One file, folder or link. Links that stay inside `root` are kept; others are followed."""
     info = os.lstat(path)
     if stat.S_ISLNK(info.st_mode) and "/" in name:
-        real = os.path.realpath(path)
-        if real.startswith(root + os.sep) and not os.path.isabs(os.readlink(path)):
-            entries.append(["l", to_wire(name), to_wire(os.readlink(path).replace(os.sep, "/"))])
+        from .core.messages import link_stays_inside
+
+        target = os.readlink(path).replace(os.sep, "/")
+        if os.path.realpath(path).startswith(root + os.sep) and link_stays_inside(name, target):
+            entries.append(["l", to_wire(name), to_wire(target)])
             return
     info = os.stat(path)
     mode = stat.S_IMODE(info.st_mode) & 0o777
@@ -317,6 +346,11 @@ def deliver(link: Link, sub: Submission, view: bool = False, progress: Any = Non
             upload(link, sub, list(error.detail.get("missing") or sub.blobs), progress)  # type: ignore[call-overload]
             header, payload = {**header, "inline": []}, b""
     raise Refused("the manager does not keep the files that it was sent", "blobs")
+
+
+def request_of(sub: Submission) -> dict[str, Any]:
+    """The submission as a question: names the job that it became, or is refused for what it lacks."""
+    return {**_message(sub)[0], "inline": []}
 
 
 def _message(sub: Submission) -> tuple[dict[str, Any], bytes]:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import time
 from typing import Any
 
 from .cli import EXIT_INTERRUPTED, EXIT_UNFINISHED, Call
-from .console import Broken, quiet_stdout, say
-from .core.errors import LinkError, UsageError
+from .console import Broken, Progress, say
+from .core.errors import LinkError, Refused, UsageError
 from .core.syntax import parse_selector
 from .follow import Connection, Follower, Printer, exit_code
 from .link import Link
 
-EXIT_BROKEN_PIPE = 141
 TERMINAL = ("succeeded", "failed", "cancelled")
+PROGRESS_MAX = 20  # ids whose progress is asked for while waiting
 
 
 def run(call: Call) -> int:
@@ -59,7 +58,8 @@ def _ask(call: Call, header: dict[str, Any]) -> dict[str, Any]:
 
 
 def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    plain = (sys.stdout.encoding or "ascii").lower().replace("-", "") != "utf8"
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=plain) + "\n")
 
 
 # -- submit and run -------------------------------------------------------------------------------------------------------
@@ -82,17 +82,22 @@ def _submit(call: Call) -> int:
 
 def _hand_in(call: Call) -> tuple[Connection, dict[str, Any]]:
     from . import submission
-    from .render import Progress
 
     sub = submission.build(call.options, call.words[0], call.rest)
     connection = _connect(call)
     progress = Progress()
     while True:
+        link = connection.link
         try:
-            answer = submission.deliver(connection.link, sub, bool(call.options.json), progress.bytes)
+            answer = submission.deliver(link, sub, bool(call.options.json), progress.bytes)
+            connection.answered()
             break
         except LinkError as error:
-            connection.again(error)
+            connection.again(error, link)
+        except KeyboardInterrupt:
+            if call.verb == "run":
+                _cancel_run(call, submission.request_of(sub))
+            raise
         finally:
             progress.clear()
     if answer.get("warning"):
@@ -104,23 +109,37 @@ def _run(call: Call) -> int:
     connection, answer = _hand_in(call)
     job = answer["id"]
     try:
-        code = _show(connection, [(job, None, None)], live=None, wait=True, as_json=call.options.json)
-        if code == EXIT_BROKEN_PIPE:  # nobody reads it any more, as `python3 x.py | head` would notice
-            connection.request({"t": "cancel", "ids": [{"job": job}]})
-        return code
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
-            connection.link.close()
-            link = _connect(call).link
-            link.request({"t": "cancel", "ids": [{"job": job}]}, timeout_s=10)
-            link.close()
-            say(f"job {job} is being cancelled")
-        except (LinkError, TimeoutError):
-            say(f"job {job} could not be cancelled: the manager cannot be reached")
+        return _show(connection, [(job, None, None)], live=None, wait=True, as_json=call.options.json)
+    except (KeyboardInterrupt, Broken) as why:
+        # Ctrl-C, or nobody reads the output any more: what ends `python3 x.py` ends the job.
+        connection.link.close()
+        _cancel_run(call, {"t": "cancel", "ids": [{"job": job}]})
+        if isinstance(why, Broken):
+            raise
         return EXIT_INTERRUPTED
     finally:
         connection.link.close()
+
+
+def _cancel_run(call: Call, request: dict[str, Any]) -> None:
+    """Over a connection of its own: the other may have been interrupted anywhere. `request` may be a repeated
+    submission, for a job whose id did not arrive: one that the manager knows, or can know, it names and is cancelled."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        link = _connect(call).link
+        answer = link.request(request, timeout_s=10)[0]
+        if request["t"] == "submit":
+            request = {"t": "cancel", "ids": [{"job": answer["id"]}]}
+            answer = link.request(request, timeout_s=10)[0]
+        link.close()
+        if answer["cancelled"]:
+            say(f"job {request['ids'][0]['job']} is being cancelled")
+    except Refused:
+        pass  # it never became a job, or is finished and forgotten
+    except (LinkError, TimeoutError):
+        say("the job could not be cancelled: the manager cannot be reached")
 
 
 # -- result ---------------------------------------------------------------------------------------------------------------
@@ -142,8 +161,6 @@ def _show(
     connection: Connection, targets: list[tuple[int, Any, Any]], live: bool | None, wait: bool, as_json: bool
 ) -> int:
     """Print the output of tasks in order. live None: for `run`, only a single task live."""
-    from .render import Progress
-
     progress = Progress()
     printer = _Collector() if as_json else Printer(progress.clear)
     unfinished = 0
@@ -155,14 +172,12 @@ def _show(
             total += last - first + 1
             printer.job = job
             follower = Follower(connection, job, first, last, view["count"] == 1 if live is None else live, wait)
-            if progress.live and not as_json and view["count"] > 1:
-                follower.idle = lambda job=job: _progress(connection, progress, job)
+            if progress.live and not as_json:
+                follower.idle = lambda job=job: _progress(connection.link, progress, [{"job": job}])
             if wait:
                 follower.run(printer)
             else:
                 unfinished += _finished_only(connection, follower, printer)
-    except Broken:
-        return quiet_stdout()
     finally:
         progress.clear()
     if as_json:
@@ -207,11 +222,24 @@ def _finished_only(connection: Connection, follower: Follower, printer: Any) -> 
     return int(last - first + 1 - done)
 
 
-def _progress(connection: Connection, progress: Any, job: int) -> None:
-    if progress.due():
-        view = connection.link.request({"t": "status", "ids": [{"job": job}]})[0]["jobs"][0]
-        if view.get("tasks"):
-            progress.tasks(view["tasks"])
+def _progress(link: Link, progress: Progress, ids: list[dict[str, Any]]) -> None:
+    """What is waited for, on a terminal; nothing over a single job that runs: the line is its own."""
+    if not progress.due() or len(ids) > PROGRESS_MAX:
+        return
+    views = link.request({"t": "status", "ids": ids})[0]["jobs"]
+    counts = dict.fromkeys(("total", "waiting", "queued", "running", *TERMINAL), 0)
+    for view in views:
+        for name, count in (view.get("tasks") or {"total": 1, view["state"]: 1}).items():
+            counts[name] = counts.get(name, 0) + count
+    if counts["total"] > 1:
+        progress.tasks(counts)
+    elif views and counts["waiting"] + counts["queued"]:
+        from .core.messages import hold_text
+
+        why = views[0].get("waiting_reason")
+        progress.say(f"{views[0]['state']}{': ' + hold_text(why) if why else ''}")
+    else:
+        progress.clear()
 
 
 class _Collector:
@@ -307,18 +335,17 @@ def _workers(call: Call) -> int:
 
 
 def _wait(call: Call) -> int:
-    from .render import Progress
-
     connection, progress = _connect(call), Progress()
     deadline = None if call.options.timeout is None else time.monotonic() + call.options.timeout
     try:
         while True:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            link = connection.link
             try:
                 answer = _wait_once(connection, _ids(call), left, progress)
                 break
             except LinkError as error:
-                connection.again(error)
+                connection.again(error, link)
     finally:
         progress.clear()
         connection.link.close()
@@ -330,15 +357,15 @@ def _wait(call: Call) -> int:
 
 
 def _wait_once(connection: Connection, ids: list[dict[str, Any]], left: float | None, progress: Any) -> dict[str, Any]:
-    number = connection.link.post({"t": "wait", "ids": ids, "timeout": left})
+    link = connection.link
+    number = link.post({"t": "wait", "ids": ids, "timeout": left})
     while True:
         try:
-            return connection.link.answer(number, 0.5 if progress.live else None)[0]
+            answer = link.answer(number, 0.5 if progress.live else None)[0]
+            connection.answered()
+            return answer
         except TimeoutError:
-            if progress.due() and len(ids) == 1 and ids[0].get("lo") is None and not ids[0].get("to"):
-                view = connection.link.request({"t": "status", "ids": ids})[0]["jobs"][0]
-                if view.get("tasks"):
-                    progress.tasks(view["tasks"])
+            _progress(link, progress, ids)
 
 
 # -- acting ---------------------------------------------------------------------------------------------------------------

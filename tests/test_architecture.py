@@ -26,7 +26,7 @@ ORDER = """
     machine errands jobenv proctree runners launcher interpreters environments reports fetching staging preparing
     streams uploads attempts uplink worker
     closure pep723 submission follow render downloads
-    machines cli completion dashboard top verbs api futures
+    machines options cli completion dashboard top verbs api futures
 """.split()
 
 # The core decides; time, chance, files, processes and connections are its arguments.
@@ -42,7 +42,10 @@ LATE_IMPORTS: set[tuple[str, str]] = {
     ("cli", ".machines"), ("verbs", ".keys"), ("verbs", ".submission"), ("verbs", ".render"), ("verbs", ".downloads"),
     ("verbs", ".dashboard"), ("verbs", ".top"), ("verbs", ".completion"), ("closure", "importlib.machinery"),
     ("machines", ".manager"), ("machines", ".worker"),
+    ("console", ".core.messages"), ("follow", ".core.jobs"), ("submission", ".core.messages"), ("submission", ".pep723"),
+    ("verbs", ".core.messages"), ("verbs", "signal"),
     # Not on every system or every Python.
+    ("submission", "pwd"),
     ("net", "resource"), ("schema", "msvcrt"), ("top", "curses"), ("pep723", "tomllib"),
 }  # fmt: skip
 

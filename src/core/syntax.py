@@ -1,7 +1,8 @@
 """What people type: durations, sizes, index specs, selectors, grids, version specifiers; and text as it travels.
 
-Owns the grammar of each, both ways (parse and format). Pure: every parser takes text and raises UsageError with the accepted
-form in the message. Called by the client (options), the manager (validation, views) and the worker (indices, grids, versions).
+Owns the grammar of each, both ways (parse and format). Pure: every parser takes text and raises UsageError with the
+accepted form in the message. Called by the client (options), the manager (validation, views) and the worker (indices,
+grids, versions).
 """
 
 from __future__ import annotations
@@ -23,40 +24,39 @@ MAX_OVERLAPPING = 1_000  # ranges that interleave are compared in pairs; this bo
 MAX_GRID_VALUES = 100_000  # of one name: the values are listed in the job's spec
 MAX_DURATION_S = 100 * 366 * 86_400.0
 
-_DURATION = re.compile(
-    r"(?:([0-9]{1,9})d)?(?:([0-9]{1,9})h)?(?:([0-9]{1,9})m)?(?:([0-9]{1,12}(?:\.[0-9]{1,9})?)s)?", re.ASCII
-)
-_PLAIN_DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)([smhd]?)", re.ASCII)
+# Patterns stay texts, compiled at their first use: most commands need two of them, and compiling all takes 2 ms.
+_DURATION = r"(?:([0-9]{1,9})d)?(?:([0-9]{1,9})h)?(?:([0-9]{1,9})m)?(?:([0-9]{1,12}(?:\.[0-9]{1,9})?)s)?"
+_PLAIN_DURATION = r"([0-9]{1,12}(?:\.[0-9]{1,9})?)([smhd]?)"
 _UNIT_S = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
-_SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,6})?)([kmgtp]?)(?:i?b)?", re.ASCII | re.IGNORECASE)
-_RANGE = re.compile(r"([0-9]{1,16})(?:-([0-9]{1,16})(?::([0-9]{1,16}))?)?", re.ASCII)
-_SELECTOR = re.compile(r"(last|[0-9]{1,18})(?:-([0-9]{1,18})|\.([0-9]{1,16})(?:-([0-9]{1,16}))?)?", re.ASCII)
-_GRID_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,99}", re.ASCII)
+_SIZE = r"(?ai)([0-9]{1,18}(?:\.[0-9]{1,6})?)([kmgtp]?)(?:i?b)?"
+_RANGE = r"([0-9]{1,16})(?:-([0-9]{1,16})(?::([0-9]{1,16}))?)?"
+_SELECTOR = r"(last|[0-9]{1,18})(?:-([0-9]{1,18})|\.([0-9]{1,16})(?:-([0-9]{1,16}))?)?"
+_GRID_NAME = r"[A-Za-z_][A-Za-z0-9_-]{0,99}"
 _NUMBER = r"-?[0-9]{1,15}(?:\.[0-9]{1,12})?"
-_GRID_RANGE = re.compile(rf"({_NUMBER})\.\.({_NUMBER})(?:\.\.({_NUMBER}))?", re.ASCII)
-_VERSION = re.compile(r"v?([0-9]{1,9}(?:\.[0-9]{1,9}){0,7})(?:[._-]?(a|b|c|rc)[._-]?([0-9]{1,9})?)?\+?", re.ASCII)
-_SPECIFIER = re.compile(r"(~=|===|==|!=|<=|>=|<|>)\s*([0-9A-Za-z.+_-]+(?:\.\*)?)", re.ASCII)
+_GRID_RANGE = rf"({_NUMBER})\.\.({_NUMBER})(?:\.\.({_NUMBER}))?"
+_VERSION = r"v?([0-9]{1,9}(?:\.[0-9]{1,9}){0,7})(?:[._-]?(a|b|c|rc)[._-]?([0-9]{1,9})?)?\+?"
+_SPECIFIER = r"(~=|===|==|!=|<=|>=|<|>)\s*([0-9A-Za-z.+_-]+(?:\.\*)?)"
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
     """The text quoted for a message: short, and no control characters."""
     return ascii(text if len(text) <= 60 else text[:57] + "...")
 
 
-# -- durations and sizes ------------------------------------------------------------------------------------------------
+# -- durations and sizes ----------------------------------------------------------------------------------------------
 
 
 def parse_duration(text: str) -> float:
     """Seconds of `90`, `90s`, `10m`, `2h`, `1d`, `1h30m`, also `0.5`, `1.5h`."""
     seconds = -1.0
-    plain = _PLAIN_DURATION.fullmatch(text)
-    parts = _DURATION.fullmatch(text)
+    plain = re.fullmatch(_PLAIN_DURATION, text)
+    parts = re.fullmatch(_DURATION, text)
     if plain:
         seconds = float(plain.group(1)) * _UNIT_S[plain.group(2)]
     elif text and parts:
         seconds = sum(float(part or 0) * unit for part, unit in zip(parts.groups(), (86_400.0, 3600.0, 60.0, 1.0)))
     if not 0 <= seconds <= MAX_DURATION_S:
-        raise UsageError(f"not a duration: {_shown(text)} (use 90, 90s, 10m, 2h, 1d or 1h30m)")
+        raise UsageError(f"not a duration: {shown(text)} (use 90, 90s, 10m, 2h, 1d or 1h30m)")
     return seconds
 
 
@@ -76,14 +76,14 @@ def format_duration(seconds: float) -> str:
 
 def parse_size(text: str) -> int:
     """Bytes of `4096`, `64K`, `512M`, `4G`, `1.5T` (powers of 1024)."""
-    found = _SIZE.fullmatch(text)
+    found = re.fullmatch(_SIZE, text)
     size = -1
     if found:
         size = int(float(found.group(1)) * 1024 ** " kmgtp".index(found.group(2).lower() or " "))
         if "." not in found.group(1) and not found.group(2):
             size = int(found.group(1))  # exact: a float has 53 bits
     if not 0 <= size < 2**62:
-        raise UsageError(f"not a size: {_shown(text)} (use bytes, or 64K, 512M, 4G)")
+        raise UsageError(f"not a size: {shown(text)} (use bytes, or 64K, 512M, 4G)")
     return size
 
 
@@ -97,7 +97,7 @@ def format_size(size_bytes: float) -> str:
     raise AssertionError("unreachable")
 
 
-# -- indices of an array ------------------------------------------------------------------------------------------------
+# -- indices of an array ----------------------------------------------------------------------------------------------
 
 
 class _Span(NamedTuple):
@@ -226,7 +226,7 @@ def _refuse_twice(indexes: Indexes) -> None:
                     break  # sorted by first
                 index = _common(one, two)
                 if index is not None:
-                    raise UsageError(f"index {index} is twice in the array {_shown(indexes.text)}")
+                    raise UsageError(f"index {index} is twice in the array {shown(indexes.text)}")
 
 
 @functools.lru_cache(maxsize=256)
@@ -235,20 +235,20 @@ def _parse_indexes(text: str) -> Indexes:
     count = 0
     form = "use 0-99, 1-9:2 or 1,5,7"
     for part in text.split(","):
-        found = _RANGE.fullmatch(part.strip(" "))
+        found = re.fullmatch(_RANGE, part.strip(" "))
         if not found:
-            raise UsageError(f"not an array: {_shown(text)} ({form})")
+            raise UsageError(f"not an array: {shown(text)} ({form})")
         low = int(found.group(1))
         high = int(found.group(2) or low)
         step = int(found.group(3) or 1)
         if high < low or not step or high > MAX_INDEX:
             why = f"an index is at most {MAX_INDEX}" if high > MAX_INDEX else f"the range {part.strip()} is empty"
-            raise UsageError(f"not an array: {_shown(text)}: {why if step else 'the step is 0'} ({form})")
+            raise UsageError(f"not an array: {shown(text)}: {why if step else 'the step is 0'} ({form})")
         span = _Span(low, low + (high - low) // step * step, step)
         count += span.size
         spans.append(span if span.size > 1 else _Span(low, low, 1))
     if count > MAX_TASKS:
-        raise UsageError(f"the array {_shown(text)} has {count:,} tasks; at most {MAX_TASKS:,} are allowed")
+        raise UsageError(f"the array {shown(text)} has {count:,} tasks; at most {MAX_TASKS:,} are allowed")
     indexes = Indexes(spans, ",".join(part.strip(" ") for part in text.split(",")))
     _refuse_twice(indexes)
     return indexes
@@ -265,7 +265,7 @@ def _first(count: int) -> Indexes:
     return Indexes.first(count)
 
 
-# -- selectors ----------------------------------------------------------------------------------------------------------
+# -- selectors --------------------------------------------------------------------------------------------------------
 
 
 class Selector(NamedTuple):
@@ -296,8 +296,8 @@ class Selector(NamedTuple):
 
 def parse_selector(text: str) -> Selector:
     """From `7`, `7.3`, `7-9`, `7.0-99`, `last` (also `last.3`)."""
-    found = _SELECTOR.fullmatch(text)
-    problem = f"not an id: {_shown(text)} (use 7, 7.3, 7-9, 7.0-99 or last)"
+    found = re.fullmatch(_SELECTOR, text)
+    problem = f"not an id: {shown(text)} (use 7, 7.3, 7-9, 7.0-99 or last)"
     if not found:
         raise UsageError(problem)
     job: int | str = found.group(1) if found.group(1) == "last" else int(found.group(1))
@@ -311,19 +311,18 @@ def parse_selector(text: str) -> Selector:
     return Selector(job, to, lo, hi)
 
 
-# -- small values --------------------------------------------------------------------------------------------------------
+# -- small values -----------------------------------------------------------------------------------------------------
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """A parser of whole numbers from `least` on."""
+def at_least(least: int, most: int = 10**15) -> Callable[[str], int]:
+    """A parser of whole numbers from `least` to `most`."""
 
     def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least:
-            raise UsageError(f"not a number from {least} on: {_shown(text)}")
+        digits = text[1:] if text[:1] in ("-", "+") else text
+        value = int(text) if digits.isascii() and digits.isdecimal() and len(digits) < 20 else least - 1
+        if not least <= value <= most:
+            span = f"from {least} on" if most == 10**15 else f"from {least} to {most}"
+            raise UsageError(f"not a whole number {span}: {shown(text)}")
         return value
 
     return parse
@@ -331,8 +330,9 @@ def at_least(least: int) -> Callable[[str], int]:
 
 def parse_label(text: str) -> str:
     """A label of a worker, as `gpu` or `os=linux`."""
-    if not text or len(text) > 200 or not text.isascii() or not all(c.isalnum() or c in "._=+:/@-" for c in text):
-        raise UsageError(f"not a label: {_shown(text)} (letters, digits, . _ = + : / @ -)")
+    good = 0 < len(text) <= 200 and text.isascii() and all(c.isalnum() or c in "._=+:/@-" for c in text)
+    if not good or not text[0].isalnum():
+        raise UsageError(f"not a label: {shown(text)} (letters, digits, . _ = + : / @ -)")
     return text
 
 
@@ -340,28 +340,28 @@ def parse_resource(text: str) -> tuple[str, int]:
     """From `licence=2`."""
     name, _, number = text.partition("=")
     good = 0 < len(name) <= 64 and name.isascii() and name[0].isalnum() and all(c.isalnum() or c in "._-" for c in name)
-    if not good or not number.isdecimal():
-        raise UsageError(f"not NAME=N: {_shown(text)} (for example --resource licence=2)")
+    if not good or not (number.isascii() and number.isdecimal() and len(number) < 16):
+        raise UsageError(f"not NAME=N: {shown(text)} (for example --resource licence=2)")
     return name, int(number)
 
 
-# -- grids --------------------------------------------------------------------------------------------------------------
+# -- grids ------------------------------------------------------------------------------------------------------------
 
 
 def parse_grid(text: str) -> tuple[str, list[str]]:
     """Name and values of `lr=0.1,0.01`, `seed=1..9`, `x=0..1..0.1` (ranges include their end, and stay exact)."""
     name, equals, listed = text.partition("=")
     form = "use NAME=V1,V2,.. or NAME=1..9 or NAME=0..1..0.1"
-    if not equals or not _GRID_NAME.fullmatch(name):
-        raise UsageError(f"not a grid: {_shown(text)} ({form})")
+    if not equals or not re.fullmatch(_GRID_NAME, name):
+        raise UsageError(f"not a grid: {shown(text)} ({form})")
     values: list[str] = []
     for part in listed.split(","):
-        found = _GRID_RANGE.fullmatch(part)
+        found = re.fullmatch(_GRID_RANGE, part)
         if not part:
-            raise UsageError(f"an empty value in the grid {_shown(text)} ({form})")
+            raise UsageError(f"an empty value in the grid {shown(text)} ({form})")
         values += _grid_range(text, *found.groups()) if found else [part]
         if len(values) > MAX_GRID_VALUES:
-            raise UsageError(f"more than {MAX_GRID_VALUES:,} values in the grid {_shown(text)}")
+            raise UsageError(f"more than {MAX_GRID_VALUES:,} values in the grid {shown(text)}")
     return name, values
 
 
@@ -376,9 +376,9 @@ def _grid_range(text: str, first: str, last: str, step: str | None) -> list[str]
     low, high = shifted(first), shifted(last)
     stride = abs(shifted(step or "1"))
     if not stride:
-        raise UsageError(f"the step is 0 in the grid {_shown(text)}")
+        raise UsageError(f"the step is 0 in the grid {shown(text)}")
     if abs(high - low) // stride >= MAX_GRID_VALUES:
-        raise UsageError(f"more than {MAX_GRID_VALUES:,} values in the grid {_shown(text)}")
+        raise UsageError(f"more than {MAX_GRID_VALUES:,} values in the grid {shown(text)}")
     numbers = range(low, high + 1, stride) if low <= high else range(low, high - 1, -stride)
     if not places:
         return [str(number) for number in numbers]
@@ -404,13 +404,13 @@ def grid_variable(name: str) -> str:
     return "MICROCLUSTER_" + re.sub(r"[^A-Z0-9]", "_", name.upper())
 
 
-# -- versions -----------------------------------------------------------------------------------------------------------
+# -- versions ---------------------------------------------------------------------------------------------------------
 
 
 def _version_key(text: str) -> tuple[list[int], tuple[int, int]]:
-    found = _VERSION.fullmatch(text)
+    found = re.fullmatch(_VERSION, text)
     if not found:
-        raise UsageError(f"not a Python version: {_shown(text)} (use for example >=3.9 or ==3.12.*)")
+        raise UsageError(f"not a Python version: {shown(text)} (use for example >=3.9 or ==3.12.*)")
     release = [int(part) for part in found.group(1).split(".")]
     while len(release) > 1 and release[-1] == 0:
         release.pop()
@@ -421,15 +421,15 @@ def _version_key(text: str) -> tuple[list[int], tuple[int, int]]:
 def _clauses(specifier: str) -> list[tuple[str, str]]:
     clauses: list[tuple[str, str]] = []
     for part in specifier.split(","):
-        found = _SPECIFIER.fullmatch(part.strip())
+        found = re.fullmatch(_SPECIFIER, part.strip())
         if not found and part.strip():
-            raise UsageError(f"not a version specifier: {_shown(specifier)} (use for example >=3.9,<3.13)")
+            raise UsageError(f"not a version specifier: {shown(specifier)} (use for example >=3.9,<3.13)")
         if found:
             operator, version = found.groups()
             wild = version.endswith(".*")
             _version_key(version[:-2] if wild else version)
             if (wild and operator not in ("==", "!=")) or (operator == "~=" and "." not in version):
-                raise UsageError(f"not a version specifier: {_shown(specifier)}: {operator} {version}")
+                raise UsageError(f"not a version specifier: {shown(specifier)}: {operator} {version}")
             clauses.append((operator, version))
     return clauses
 
@@ -445,7 +445,7 @@ def version_matches(specifier: str, version: str) -> bool:
 
 
 def _prefixed(version: str, prefix: str) -> bool:
-    have = (_VERSION.fullmatch(version) or [version, version])[1].split(".")
+    have = (re.fullmatch(_VERSION, version) or [version, version])[1].split(".")
     want = prefix.lstrip("v").split(".")
     have += ["0"] * (len(want) - len(have))
     return [int(part) for part in have[: len(want)]] == [int(part) for part in want]
@@ -456,7 +456,9 @@ def _clause_matches(operator: str, wanted: str, version: str) -> bool:
         return _prefixed(version, wanted[:-2]) == (operator == "==")
     have, want = _version_key(version), _version_key(wanted)
     if operator == "~=":
-        release = wanted.split(".")[:-1] if want[1][0] == 3 else (_VERSION.fullmatch(wanted) or "")[1].split(".")[:-1]
+        release = (
+            wanted.split(".")[:-1] if want[1][0] == 3 else (re.fullmatch(_VERSION, wanted) or "")[1].split(".")[:-1]
+        )
         return have >= want and _prefixed(version, ".".join(release))
     if operator == "<":  # 3.14.0rc1 is not < 3.14
         return have < want and not (have[0] == want[0] and want[1][0] == 3)
@@ -470,7 +472,7 @@ def _clause_matches(operator: str, wanted: str, version: str) -> bool:
     }[operator]
 
 
-# -- text on the wire ---------------------------------------------------------------------------------------------------
+# -- text on the wire -------------------------------------------------------------------------------------------------
 
 
 def to_wire(text: str) -> Any:
@@ -482,7 +484,7 @@ def to_wire(text: str) -> Any:
         try:
             raw = text.encode("utf-8", "surrogateescape")
         except UnicodeEncodeError:
-            raise UsageError(f"not text that a program can be given: {_shown(text)}") from None
+            raise UsageError(f"not text that a program can be given: {shown(text)}") from None
         return {"b64": base64.b64encode(raw).decode("ascii")}
 
 
@@ -495,4 +497,4 @@ def from_wire(value: Any) -> str:
             return base64.b64decode(value["b64"], validate=True).decode("utf-8", "surrogateescape")
         except (binascii.Error, ValueError):
             pass
-    raise UsageError(f"not a text value: {_shown(repr(value))}")
+    raise UsageError(f"not a text value: {shown(repr(value))}")

@@ -11,6 +11,7 @@ from unittest import mock
 from src import cli
 from src.core.errors import UsageError
 from src.follow import exit_code
+from src.options import VERBS
 
 
 class ParseTest(unittest.TestCase):
@@ -67,8 +68,29 @@ class ParseTest(unittest.TestCase):
                 self.assertEqual(caught.exception.code, 2)
                 self.assertNotIn("Traceback", told.getvalue())
 
+    def test_what_the_manager_would_refuse_is_refused_here(self) -> None:
+        for flag, value in (
+            ("--priority", "9" * 30), ("--cpus", "9999999"), ("--retries", "9" * 12), ("--memory", "0"),
+            ("--memory", "99999999G"), ("--timeout", "0.0001"), ("--resource", "a=" + "9" * 30), ("--preload", "a b"),
+            ("--name", "\udcff"), ("--env", "A\udcff=1"), ("--grid", "a=\udcff"), ("--return", "\udcff"),
+            ("--array", ",".join(map(str, range(0, 60000, 2)))), ("--on", "-x"),
+        ):  # fmt: skip
+            with self.subTest(flag=flag, value=value[:20]), contextlib.redirect_stderr(io.StringIO()) as told:
+                with self.assertRaises(SystemExit) as caught:
+                    cli.parse(["submit", flag, value, "h", "1", "s.py"])
+                self.assertEqual(caught.exception.code, 2)
+                told.getvalue().encode("utf-8")
+        self.assertEqual(cli.parse(["submit", "--env", "A=\udcff", "h", "1", "s"]).options.env, ["A=\udcff"])
+
+    def test_an_address_in_brackets(self) -> None:
+        self.assertEqual(cli.parse(["list", "[::1]", "5000"]).host, "::1")
+
+    def test_an_empty_variable_is_none(self) -> None:
+        os.environ["MICROCLUSTER_MANAGER"] = ""
+        self.assertEqual(cli.parse(["run", "s.py", "5", "x.py"]).host, "s.py")
+
     def test_every_verb_has_help_with_an_example(self) -> None:
-        for verb in cli.VERBS:
+        for verb in VERBS:
             with contextlib.redirect_stdout(io.StringIO()) as told, self.assertRaises(SystemExit):
                 cli.parse([verb, "--help"])
             self.assertIn("example:", told.getvalue())

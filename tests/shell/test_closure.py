@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import tempfile
 import unittest
+from importlib.machinery import EXTENSION_SUFFIXES
 
-from src.closure import imported, modules_beside
+from src.closure import HOLD_MAX, imported, modules_beside
 
 
 class ImportedTest(unittest.TestCase):
@@ -72,6 +73,37 @@ class ModulesTest(unittest.TestCase):
     def test_a_module_that_imports_the_script(self) -> None:
         self.write("helper.py", "import script")
         self.assertEqual(self.travels("import helper"), ["helper.py", "script.py"])
+
+    def test_a_package_that_links_to_itself(self) -> None:
+        self.write("pack/__init__.py")
+        os.symlink("..", os.path.join(self.folder, "pack", "again"))
+        os.symlink(".", os.path.join(self.folder, "pack", "here"))
+        self.assertNotIn("pack/here/__init__.py", self.travels("import pack"))
+
+    def test_compiled_modules(self) -> None:
+        name = "fast" + EXTENSION_SUFFIXES[0]
+        self.write(name, "not really")
+        self.write("fast.py")
+        self.assertEqual(self.travels("import fast"), [name])
+
+    def test_modules_without_their_source(self) -> None:
+        for name in ("alone.pyc", "both.py", "both.pyc", "pack/__init__.py", "pack/alone.pyc", "pack/both.py"):
+            self.write(name)
+        self.write("pack/both.pyc")
+        self.assertEqual(
+            self.travels("import alone, both, pack"),
+            ["alone.pyc", "both.py", "pack/__init__.py", "pack/alone.pyc", "pack/both.py"],
+        )
+
+    def test_large_data_is_not_held(self) -> None:
+        self.write("pack/__init__.py")
+        with open(os.path.join(self.folder, "pack", "data"), "wb") as file:
+            file.truncate(HOLD_MAX + 1)
+        self.write("script.py", "import pack")
+        found = modules_beside(os.path.join(self.folder, "script.py"), b"import pack")
+        held = {module.path: module.content is not None for module in found}
+        self.assertEqual(held, {"pack/__init__.py": True, "pack/data": False})
+        self.assertTrue(os.path.samefile(found[1].file, os.path.join(self.folder, "pack", "data")))
 
     def test_a_later_edit_changes_nothing(self) -> None:
         self.write("one.py", "before = 1")

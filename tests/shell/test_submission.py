@@ -94,6 +94,20 @@ class BuildTest(SubmissionCase):
         with self.assertRaises(UsageError):
             self.build(after=["7-9"])
 
+    def test_standard_input_is_read_once(self) -> None:
+        for options in ({"each_line": "-", "stdin": "-"}, {"stdin": "-"}):
+            script = self.script if "each_line" in options else "-"
+            with self.subTest(options=options), self.assertRaisesRegex(UsageError, "cannot both be -"):
+                submission.build(options_of(options), script, [])
+
+    def test_names_that_are_not_utf_8(self) -> None:
+        script = self.write("od\udcffd.py", b"pass")
+        spec = submission.build(options_of({}), script, []).spec
+        check_spec(spec)
+        self.assertEqual(spec["name"], "od\ufffdd.py")
+        with self.assertRaisesRegex(UsageError, "UTF-8"):
+            self.build(requirements=self.write("needs", b"\xff"))
+
     def test_what_is_not_there(self) -> None:
         for options in ({"send": ["nope"]}, {"stdin": "nope"}, {"requirements": "nope"}, {"each_line": "nope"}):
             with self.subTest(options=options), self.assertRaises(UsageError):
@@ -124,6 +138,13 @@ class SendTest(SubmissionCase):
              "tree/inside": "l", "tree/outside": "f"},
         )  # fmt: skip
         self.assertEqual((found["tree/run.sh"][2], found["tree/inside"][2]), (0o755, "sub/file.txt"))
+
+    def test_links_that_leave_and_come_back_are_followed(self) -> None:
+        self.write("tree/file", b"x")
+        os.symlink(f"../../{os.path.basename(self.folder)}/tree/file", os.path.join(self.folder, "tree", "round"))
+        os.symlink(os.path.join(self.folder, "tree", "file"), os.path.join(self.folder, "tree", "absolute"))
+        found = self.entries(os.path.join(self.folder, "tree"))
+        self.assertEqual((found["tree/round"][0], found["tree/absolute"][0]), ("f", "f"))
 
     def test_what_cannot_be_sent(self) -> None:
         os.mkfifo(os.path.join(self.folder, "pipe"))
