@@ -14,7 +14,6 @@ from any thread. Raises the errors of core.errors: Unreachable, ManagerGone, Key
 
 from __future__ import annotations
 
-import argparse
 import io
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,11 +21,12 @@ from typing import Any
 
 from . import submission
 from .core.errors import LinkError, UsageError
-from .core.syntax import Indexes, parse_duration, parse_grid, parse_selector, parse_size, shown
+from .core.indexes import Indexes
+from .core.syntax import parse_duration, parse_grid, parse_selector, parse_size, shown
 from .follow import Connection, Follower, exit_code
 from .keys import load_peer_key
 from .link import Link
-from .options import SUBMIT
+from .options import SUBMIT, Options, defaults
 
 
 class Result:
@@ -256,19 +256,15 @@ _PARSED = {
 }  # fmt: skip
 
 
-def options_of(given: dict[str, Any]) -> argparse.Namespace:
+def options_of(given: dict[str, Any]) -> Options:
     """Options of `submit` by name, as the command line makes them. Raises UsageError for one that there is not."""
-    values: dict[str, Any] = {}
-    for option in SUBMIT:
-        name = option.dest or option.flag[2:].replace("-", "_")
-        values[name] = list(option.default or []) if option.many else option.default
-        values[name] = False if option.parse is None else values[name]
+    values = defaults(SUBMIT)
     for name, value in given.items():
         name = "returns" if name == "return_" else name
-        if name not in values:
+        if name not in vars(values):
             raise UsageError(f"there is no option {name} (see client.py submit --help)")
-        values[name] = _converted(name, value)
-    return argparse.Namespace(**values)
+        setattr(values, name, _converted(name, value))
+    return values
 
 
 def _converted(name: str, value: Any) -> Any:

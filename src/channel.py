@@ -8,20 +8,22 @@ has one thread; link.py holds a lock): an OpenSSL object is not made for that, a
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import __version__
 from .core import framing, handshake
 from .core.errors import KeyProblem, LinkError, ProtocolError, Refused, Unreachable
-from .keys import ManagerKeys, PeerKey, check_pin
+from .core.records import TYPE_CHECKING, NamedTuple
+from .keys import check_pin, client_context, client_tls
 
 if TYPE_CHECKING:
     import ssl
+    from collections.abc import Callable
+    from typing import Any
 
-Message = tuple[dict[str, Any], bytes]
+    from .keys import ManagerKeys, PeerKey
+
+    Message = tuple[dict[str, Any], bytes]
 _AUTH_HEADER_MAX = 1024  # bytes of a message before authentication
 _AUTH_RAW_MAX = 32 * 1024  # bytes of TLS before authentication
 _READ = 256 * 1024
@@ -39,16 +41,16 @@ class Peer(NamedTuple):
 class Channel:
     """What both sides share; see ServerChannel and ClientChannel."""
 
-    def __init__(self, tls: Callable[[ssl.MemoryBIO, ssl.MemoryBIO], ssl.SSLObject] | None) -> None:
+    def __init__(self, tls: Callable[[ssl.MemoryBIO, ssl.MemoryBIO], Any] | None) -> None:
         self.peer: Peer | None = None
         self._decoder = framing.Decoder(_AUTH_HEADER_MAX, 0)
         self._out = bytearray()  # raw, without TLS
-        self._tls: ssl.SSLObject | None = None
+        self._tls: Any = None  # an SSLObject, or the C object in one
         self._tls_ready = tls is None
         self._early = 0
         self._queued: list[bytes] = []
         if tls is not None:
-            import ssl
+            import _ssl as ssl
 
             self._incoming, self._sealed = ssl.MemoryBIO(), ssl.MemoryBIO()
             self._tls = tls(self._incoming, self._sealed)
@@ -77,7 +79,7 @@ class Channel:
                 raise ProtocolError("too much was sent before authentication")
         if self._tls is None:
             return [raw]
-        import ssl
+        import _ssl as ssl
 
         self._incoming.write(raw)
         found: list[bytes] = []
@@ -95,8 +97,10 @@ class Channel:
             return found
         except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
             if not found:
-                with contextlib.suppress(ssl.SSLError):
-                    self._tls.unwrap()  # answers the other side's farewell
+                try:
+                    (getattr(self._tls, "unwrap", None) or self._tls.shutdown)()  # answers the other side's farewell
+                except ssl.SSLError:
+                    pass
                 self._ended()
             return found
         except ssl.SSLError as error:
@@ -245,15 +249,13 @@ class ServerChannel(Channel):
 class ClientChannel(Channel):
     """A worker's or a client's end. key None: --insecure. `where` (HOST:PORT) is for messages."""
 
-    def __init__(self, key: PeerKey | None, wanted: str, where: str, context: ssl.SSLContext | None = None) -> None:
+    def __init__(self, key: PeerKey | None, wanted: str, where: str, context: Any = None) -> None:
         make = None
         if key is not None:
-            from .keys import client_context
-
             chosen = context or client_context()
 
-            def make(incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO) -> ssl.SSLObject:
-                return chosen.wrap_bio(incoming, outgoing)
+            def make(incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO) -> Any:
+                return client_tls(chosen, incoming, outgoing)
 
         super().__init__(make)
         self._key, self._wanted, self._where = key, wanted, where
@@ -267,9 +269,8 @@ class ClientChannel(Channel):
             self._start_tls()
 
     def _start_tls(self) -> None:
-        import ssl
+        import _ssl as ssl
 
-        assert self._tls is not None
         try:
             self._tls.do_handshake()
         except ssl.SSLWantReadError:
@@ -306,7 +307,7 @@ class ClientChannel(Channel):
         raise LinkError("the connection ended")
 
     def _tls_done(self) -> None:
-        assert self._tls is not None and self._key is not None
+        assert self._key is not None
         self._certificate = check_pin(self._tls.getpeercert(True), self._key.pin)
         self._write(framing.encode(handshake.hello(__version__, self._wanted, self._key.kid, self._nonce)))
 

@@ -1,18 +1,24 @@
-"""client.py: what is typed, as options; which verb does it. Only the asked verb's parser is built, and little imported."""
+"""client.py: what is typed, as options; which verb does it.
+
+Little is imported: argparse explains and says what is wrong; options that are right are read without it.
+"""
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
-from collections.abc import Callable
-from typing import Any, NamedTuple
 
 from . import __version__
 from .console import MACHINE_VERBS, Broken, mend_streams, program, quiet_stdout, width_of
 from .core.errors import MicroclusterError, UsageError
+from .core.records import TYPE_CHECKING, NamedTuple
 from .core.syntax import parse_selector, shown
-from .options import COMMON, VERBS
+from .options import COMMON, VERBS, Option, Options, defaults
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
+    from typing import Any
 
 EXIT_USAGE, EXIT_OURS, EXIT_INTERRUPTED, EXIT_UNFINISHED = 2, 125, 130, 124
 
@@ -21,7 +27,7 @@ class Call(NamedTuple):
     """What was typed."""
 
     verb: str
-    options: argparse.Namespace
+    options: Any  # Options, or as argparse makes them
     host: str
     port: int
     words: list[str]  # ids, names, or the script
@@ -30,6 +36,8 @@ class Call(NamedTuple):
 
 def parser_of(name: str) -> argparse.ArgumentParser:
     """The parser of a verb's options."""
+    import argparse
+
     verb = VERBS[name]
     words = {
         "script": " SCRIPT [ARG..]",
@@ -48,7 +56,7 @@ def parser_of(name: str) -> argparse.ArgumentParser:
         formatter_class=_formatter,
         allow_abbrev=False,
     )
-    for option in (*verb.options, *(() if verb.takes == "shell" else COMMON)):
+    for option in _table(name):
         if option.parse is None:
             parser.add_argument(option.flag, action="store_true", help=option.help)
             continue
@@ -66,12 +74,21 @@ def parser_of(name: str) -> argparse.ArgumentParser:
     return parser
 
 
+def _table(name: str) -> tuple[Option, ...]:
+    verb = VERBS[name]
+    return verb.options if verb.takes == "shell" else (*verb.options, *COMMON)
+
+
 def _formatter(prog: str) -> argparse.HelpFormatter:
     """With a width: argparse would import shutil to measure the terminal, for each option that is added."""
+    import argparse
+
     return argparse.RawDescriptionHelpFormatter(prog, width=min(width_of(sys.stdout), 100) - 2)
 
 
 def _for_argparse(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    import argparse
+
     def convert(text: str) -> Any:
         try:
             return parse(text)
@@ -101,9 +118,9 @@ def parse(argv: list[str]) -> Call:
     name = argv[0]
     if name not in VERBS:
         raise UsageError(f"there is no command {name!r} (see {program()} --help)")
-    verb, parser = VERBS[name], parser_of(name)
-    flags, words, rest = _split(argv[1:], parser, verb.takes)
-    options = parser.parse_args(flags)
+    verb, table = VERBS[name], {option.flag: option for option in _table(name)}
+    flags, words, rest = _split(argv[1:], table, verb.takes)
+    options = _options(table, flags) or parser_of(name).parse_args(flags)
     if verb.takes == "shell":
         return Call(name, options, "", 0, words, [])
     host, port, words = _manager(words, verb.takes, name)
@@ -111,9 +128,28 @@ def parse(argv: list[str]) -> Call:
     return Call(name, options, host, port, words, rest)
 
 
-def _split(argv: list[str], parser: argparse.ArgumentParser, takes: str) -> tuple[list[str], list[str], list[str]]:
-    """Flags with their values, other words, and what belongs to the script."""
-    actions = parser._option_string_actions
+def _options(table: dict[str, Option], flags: list[str]) -> Options | None:
+    """The options, or None when anything about them is for argparse to say."""
+    found = defaults(table.values())
+    for text in flags:
+        flag, equals, value = text.partition("=")
+        option = table.get(flag)
+        if option is None or bool(equals) != (option.parse is not None):
+            return None
+        try:
+            read = True if option.parse is None else option.parse(value)
+        except UsageError:
+            return None
+        if option.many:
+            getattr(found, option.name).append(read)
+        else:
+            setattr(found, option.name, read)
+    return found
+
+
+def _split(argv: list[str], table: dict[str, Option], takes: str) -> tuple[list[str], list[str], list[str]]:
+    """Flags with their values (joined with =, so that a value that begins with - is a value), other words, and what
+    belongs to the script."""
     flags: list[str] = []
     words: list[str] = []
     at = 0
@@ -128,14 +164,11 @@ def _split(argv: list[str], parser: argparse.ArgumentParser, takes: str) -> tupl
                 return flags, words, argv[at + missing + 1 :]
             break
         if text.startswith("-") and text != "-" and not text[1:].isdecimal():
-            flags.append(text)
-            action = actions.get(text)
-            if action is not None and action.nargs is None and at < len(argv):
-                # joined with =, so that a value that begins with - is a value
-                flags[-1] = f"{text}={argv[at]}" if text.startswith("--") else text
-                if not text.startswith("--"):
-                    flags.append(argv[at])
+            option = table.get(text)
+            if option is not None and option.parse is not None and at < len(argv):
+                text = f"{text}={argv[at]}"
                 at += 1
+            flags.append(text)
             continue
         words.append(text)
         if takes == "script" and _before_script(words) < 0:

@@ -6,11 +6,14 @@ script's folder would answer to travels, as it would for `python3 script.py`, wh
 
 from __future__ import annotations
 
-import ast
 import os
 import sys
-import warnings
-from typing import NamedTuple
+
+from .core.records import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
 
 _SKIP = frozenset(
     ("__pycache__", ".git", ".hg", ".svn", ".venv", "venv", ".mypy_cache", ".pytest_cache", ".ruff_cache")
@@ -34,24 +37,42 @@ def imported(source: bytes, package: str = "") -> set[str]:
 
     A source that does not parse imports nothing: it will say so where it runs.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they are for whoever runs it
-            tree = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    if b"import" not in source:
         return set()
     names: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
+    for node in _nodes(source):
+        kind = type(node).__name__
+        if kind == "Import":
             names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
+        elif kind == "ImportFrom":
             base = _absolute(node.module or "", node.level, package)
             if base is not None:
                 names.add(base)
                 names.update(f"{base}.{alias.name}" if base else alias.name for alias in node.names)
-        elif isinstance(node, ast.Call):
+        elif kind == "Call":
             names.update(_called(node, package))
     return {name for name in names if name}
+
+
+def _nodes(source: bytes) -> Iterator[Any]:
+    """Every node of a source's syntax tree, as ast.walk gives them; without ast, which takes longer to import than most
+    scripts to read."""
+    import warnings
+    from _ast import PyCF_ONLY_AST
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they are for whoever runs it
+            todo: list[Any] = [compile(source, "<script>", "exec", PyCF_ONLY_AST, True)]
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return
+    while todo:
+        value = todo.pop()
+        if isinstance(value, list):
+            todo += value
+        elif hasattr(value, "_fields"):
+            yield value
+            todo += [getattr(value, name, None) for name in value._fields]
 
 
 def _absolute(module: str, level: int, package: str) -> str | None:
@@ -64,11 +85,10 @@ def _absolute(module: str, level: int, package: str) -> str | None:
     return ".".join([*base, module] if module else base)
 
 
-def _called(node: ast.Call, package: str) -> list[str]:
+def _called(node: Any, package: str) -> list[str]:
     """import_module("x") and __import__("x") with a text in place."""
-    function = node.func
-    name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
-    if name not in ("import_module", "__import__") or not node.args or not isinstance(node.args[0], ast.Constant):
+    name = getattr(node.func, "attr", None) or getattr(node.func, "id", "")
+    if name not in ("import_module", "__import__") or not node.args or type(node.args[0]).__name__ != "Constant":
         return []
     value = node.args[0].value
     if not isinstance(value, str):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import select
 import sys
 import time
-from typing import Any
 
 from .core.errors import MicroclusterError
+from .core.records import TYPE_CHECKING
 from .core.syntax import format_duration, format_size
+
+if TYPE_CHECKING:
+    from typing import Any
 
 MACHINE_VERBS = ("manager", "worker", "local", "key")  # of run.py, and of the installed command
 
@@ -42,9 +43,11 @@ def say(text: str) -> None:
     """A remark of ours on stderr: one line, whatever is in it."""
     from .core.messages import hold_text
 
-    with contextlib.suppress(OSError):  # nobody reads it
+    try:
         sys.stderr.write(f"{program()}: {hold_text(text)}\n")
         sys.stderr.flush()
+    except OSError:
+        pass  # nobody reads it
 
 
 def write_all(stream: Any, data: bytes) -> None:
@@ -55,6 +58,8 @@ def write_all(stream: Any, data: bytes) -> None:
         try:
             view = view[os.write(fd, view) :]
         except BlockingIOError:
+            import select
+
             select.select([], [fd], [], 1.0)
         except BrokenPipeError:
             raise Broken("nobody reads the output") from None

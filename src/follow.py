@@ -7,14 +7,18 @@ on at the byte where it was: a broken connection never passes for the end of a j
 from __future__ import annotations
 
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from _thread import allocate_lock
 
 from .console import Broken, say, write_all
 from .core.errors import LinkError
-from .link import Link
+from .core.records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
+
+    from .link import Link
 
 POLL_S = 25.0
 PAUSE_MAX_S = 3.0
@@ -25,7 +29,7 @@ class Connection:
 
     def __init__(self, make: Callable[[float], Link], link: Link, retry_s: float, say: Callable[[str], Any]) -> None:
         self._make, self.link, self._retry_s, self._say = make, link, retry_s, say
-        self._lock = threading.Lock()  # held while connecting again: one thread does it, the others use what it made
+        self._lock = allocate_lock()  # held while connecting again: one thread does it, the others use what it made
         self._since: float | None = None  # monotonic time of the first break since the last answer
         self._pause_s = 0.0
 

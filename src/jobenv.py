@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .core.syntax import from_wire, grid_at, grid_variable, spec_indices
+from .core.indexes import spec_indices
+from .core.syntax import from_wire, grid_at, grid_variable
 
 # What must not reach a job: our keys, and what is by its name somebody's secret. Who needs one passes it with --env.
 SECRET = re.compile(

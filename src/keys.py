@@ -8,25 +8,24 @@ by `run.py key`, which is asked to. Any thread may call; nothing here keeps stat
 
 from __future__ import annotations
 
-import base64
 import binascii
 import hashlib
 import hmac
 import os
-import secrets
 import stat
-import subprocess
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
 
 from .core.errors import KeyProblem
+from .core.records import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import ssl
+    from collections.abc import Mapping
+    from typing import Any
 
 ROLES = ("worker", "submit", "read", "admin")
 FILE_MAX = 16 * 1024
 _MASTER = "mc1-master "
+_URL_SAFE, _FROM_URL_SAFE = bytes.maketrans(b"+/", b"-_"), bytes.maketrans(b"-_", b"+/")
 
 
 def home(environ: Mapping[str, str] | None = None) -> str:
@@ -51,7 +50,9 @@ class PeerKey(NamedTuple):
 
     def text(self) -> str:
         """The one line that carries it."""
-        body = base64.urlsafe_b64encode(self.secret + self.pin).decode("ascii").rstrip("=")
+        body = (
+            binascii.b2a_base64(self.secret + self.pin, newline=False).translate(_URL_SAFE).decode("ascii").rstrip("=")
+        )
         return f"mc1.{self.role}.{self.kid}.{body}"
 
     @classmethod
@@ -60,8 +61,8 @@ class PeerKey(NamedTuple):
         parts = text.strip().split(".")
         if len(parts) == 4 and parts[0] == "mc1" and parts[1] in ROLES:
             try:
-                body = base64.urlsafe_b64decode(parts[3] + "=" * (-len(parts[3]) % 4))
-            except (binascii.Error, ValueError):
+                body = binascii.a2b_base64(parts[3].encode("ascii").translate(_FROM_URL_SAFE) + b"==")
+            except ValueError:
                 body = b""
             if len(body) == 64:
                 return cls(parts[1], parts[2], body[:32], body[32:])
@@ -166,8 +167,11 @@ class ManagerKeys(NamedTuple):
         first = text.splitlines()[0] if text else ""
         try:
             master = bytes.fromhex(first[len(_MASTER) :])
-            der = base64.b64decode("".join(text[begin:end].splitlines()[1:]), validate=True)
-        except (ValueError, binascii.Error):
+            body = "".join(text[begin:end].splitlines()[1:])
+            der = binascii.a2b_base64(body)
+            if binascii.b2a_base64(der, newline=False).decode("ascii") != body:
+                raise ValueError
+        except ValueError:
             master, der = b"", b""
         if not first.startswith(_MASTER) or len(master) != 32 or begin < 0 or not der:
             raise KeyProblem(f"{path} is damaged: restore it from a backup, or move it away to start with new keys")
@@ -180,7 +184,7 @@ class ManagerKeys(NamedTuple):
         if not os.path.lexists(path):
             try:
                 os.makedirs(folder, mode=0o700, exist_ok=True)
-                _create(path, f"{_MASTER}{secrets.token_hex(32)}\n{_certificate()}")
+                _create(path, f"{_MASTER}{os.urandom(32).hex()}\n{_certificate()}")
             except OSError as error:
                 raise KeyProblem(f"cannot make {path}: {error.strerror}") from None
         keys = cls.load(folder)
@@ -194,6 +198,8 @@ class ManagerKeys(NamedTuple):
 
 def _certificate() -> str:
     """A new P-256 key and its self-signed certificate, as PEM, from the openssl command."""
+    import subprocess
+
     command = (
         "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -sha256 -days 36500"
         " -subj /CN=microcluster -keyout - -out -"
@@ -214,7 +220,7 @@ def _certificate() -> str:
 
 def _create(path: str, text: str) -> None:
     """Write a new file, 0600, that appears whole or not at all; a file that is there already stays."""
-    temporary = f"{path}.{os.getpid()}.{secrets.token_hex(6)}"
+    temporary = f"{path}.{os.getpid()}.{os.urandom(6).hex()}"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o600)
     try:
         with os.fdopen(fd, "wb") as file:
@@ -255,15 +261,32 @@ def server_context(keys: ManagerKeys) -> ssl.SSLContext:
     return context
 
 
-def client_context() -> ssl.SSLContext:
-    """TLS 1.3; the certificate is checked against the pin by `check_pin`, and by nothing else."""
-    import ssl
+def client_context() -> Any:
+    """TLS 1.3; the certificate is checked against the pin by `check_pin`, and by nothing else.
 
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    The C class below ssl.SSLContext, where it is as it has been from Python 3.9 on: ssl itself takes 10 ms to import, a
+    third of a client's life. `client_tls` uses either.
+    """
+    import _ssl
+
+    kind: Any = getattr(_ssl, "_SSLContext", None)
+    if not hasattr(kind, "_wrap_bio"):
+        import ssl
+
+        kind = ssl.SSLContext
+    context = kind(_ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
+    context.verify_mode = _ssl.CERT_NONE
+    context.minimum_version = _ssl.PROTO_TLSv1_3
+    if context.minimum_version != _ssl.PROTO_TLSv1_3:
+        raise KeyProblem("this Python's OpenSSL has no TLS 1.3: use another one (or --insecure on a closed network)")
     return context
+
+
+def client_tls(context: Any, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO) -> Any:
+    """The client's end of a connection: do_handshake, read, write, getpeercert, and shutdown or unwrap."""
+    wrap = getattr(context, "wrap_bio", None) or context._wrap_bio
+    return wrap(incoming, outgoing, False)
 
 
 def check_pin(certificate: bytes | None, pin: bytes) -> bytes:

@@ -6,21 +6,46 @@ for an answer reads until it is there and puts the answers of others aside.
 
 from __future__ import annotations
 
-import socket
-import threading
+import _socket as socket  # socket itself brings enum and selectors, a fifth of a client's start
 import time
-from typing import Any
+from _thread import allocate_lock
 
 from .channel import ClientChannel
 from .core.errors import KeyProblem, LinkError, ManagerGone, ProtocolError, Refused, Unreachable
-from .keys import PeerKey
+from .core.records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from .keys import PeerKey
+
+    Answer = tuple[dict[str, Any], bytes]
 
 SILENT_S = 30.0  # a manager that says nothing for so long is given up; it pings every 5 s
 GREETING_S = 10.0  # from connecting to authenticated
 PAUSE_FIRST_S, PAUSE_MAX_S = 0.2, 3.0
 _READ = 256 * 1024
 
-Answer = tuple[dict[str, Any], bytes]
+
+def _dial(host: str, port: int, timeout_s: float) -> socket.socket:
+    """As socket.create_connection, with the options that a link wants."""
+    name = host.encode("ascii") if host.isascii() else host  # a str would load the idna codec
+    problem: OSError | None = None
+    for family, kind, protocol, _, address in socket.getaddrinfo(name, port, 0, socket.SOCK_STREAM):
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            sock.settimeout(timeout_s)
+            sock.connect(address)
+            return sock
+        except OSError as error:
+            problem = error
+            sock.close()
+        except BaseException:
+            sock.close()
+            raise
+    raise problem or OSError("no address")
 
 
 class Link:
@@ -32,9 +57,9 @@ class Link:
     def __init__(self, host: str, port: int, key: PeerKey | None, connect_timeout_s: float = 0.0) -> None:
         self.host, self.port, self.key = host, port, key
         self.where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        self._lock = threading.Lock()  # guards the channel, _number, _answers: held for calculations, never for I/O
-        self._write_lock = threading.Lock()  # held while bytes go out: they must leave in the order of their sealing
-        self._read_lock = threading.Lock()  # who holds it reads from the socket
+        self._lock = allocate_lock()  # guards the channel, _number, _answers: held for calculations, never for I/O
+        self._write_lock = allocate_lock()  # held while bytes go out: they must leave in the order of their sealing
+        self._read_lock = allocate_lock()  # who holds it reads from the socket
         self._number = 0
         self._answers: dict[int, Answer] = {}
         self._broken: Exception | None = None
@@ -69,15 +94,14 @@ class Link:
 
     def _connect_once(self, timeout_s: float) -> None:
         try:
-            sock = socket.create_connection((self.host, self.port), timeout=min(timeout_s, 10.0))
-        except socket.gaierror as error:
-            raise Unreachable(f"no such host: {self.host} ({error.strerror})") from None
+            sock = _dial(self.host, self.port, min(timeout_s, 10.0))
+        except (socket.gaierror, UnicodeError) as error:
+            raise Unreachable(f"no such host: {self.host} ({getattr(error, 'strerror', None) or error})") from None
         except OSError as error:
-            why = "nobody answers there" if isinstance(error, TimeoutError) else (error.strerror or str(error))
+            late = isinstance(error, (socket.timeout, TimeoutError))
+            why = "nobody answers there" if late else (error.strerror or str(error))
             raise Unreachable(f"no manager at {self.where}: {why} (is it running, and is the address right?)") from None
         try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             self._sock = sock
             self._channel = ClientChannel(self.key, "client", self.where)
             self._greet(time.monotonic() + GREETING_S)

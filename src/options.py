@@ -5,13 +5,10 @@ Read by the command line, the completion scripts and the Python API. What passes
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
-
 from .core.errors import UsageError
+from .core.records import TYPE_CHECKING, NamedTuple
 from .core.syntax import (
     MAX_TASKS,
-    Indexes,
     at_least,
     parse_duration,
     parse_grid,
@@ -21,6 +18,10 @@ from .core.syntax import (
     parse_size,
     shown,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any
 
 TEXT_MAX, ARRAY_MAX = 1000, 100_000  # characters, as the manager takes them
 
@@ -36,6 +37,28 @@ class Option(NamedTuple):
     many: bool = False
     dest: str | None = None
 
+    @property
+    def name(self) -> str:
+        """Of its attribute in Options."""
+        return self.dest or self.flag[2:].replace("-", "_")
+
+
+class Options:
+    """What was given: an attribute per option of a table."""
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+        def __setattr__(self, name: str, value: Any) -> None: ...
+
+
+def defaults(table: Iterable[Option]) -> Options:
+    """The options of a table when nothing is given."""
+    found = Options()
+    for option in table:
+        setattr(found, option.name, [] if option.many else False if option.parse is None else option.default)
+    return found
+
 
 def _choice(*words: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
@@ -49,6 +72,8 @@ def _choice(*words: str) -> Callable[[str], str]:
 def _array(text: str) -> str:
     if len(text) > ARRAY_MAX:
         raise UsageError(f"the array is written with more than {ARRAY_MAX:,} characters: use ranges, or --each-line")
+    from .core.indexes import Indexes
+
     return Indexes.parse(text).text
 
 

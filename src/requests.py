@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from .core import events, framing, messages, views
 from .core.errors import DiskFull, StoreError, UsageError
+from .core.indexes import Indexes, spec_indices
 from .core.jobs import JobRow, spec_blobs
 from .core.saves import DropOutput
-from .core.syntax import Indexes, spec_indices
 from .looking import Looks
 from .metrics import Metrics
 from .reading import Reader

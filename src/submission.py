@@ -4,16 +4,20 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import stat
 import sys
-from typing import Any, NamedTuple
 
 from . import closure
+from .core import jsontext
 from .core.errors import Refused, UsageError
-from .core.syntax import MAX_TASKS, Indexes, check_specifier, grid_count, shown, to_wire
-from .link import Link
+from .core.records import TYPE_CHECKING, NamedTuple
+from .core.syntax import MAX_TASKS, check_specifier, grid_count, shown, to_wire
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from .link import Link
 
 INLINE_MAX = 512 * 1024  # bytes of files that ride with the submission
 PIECE = 512 * 1024
@@ -186,7 +190,7 @@ def _environment(pairs: list[str]) -> dict[str, str]:
 def _lists(sub: Submission, spec: dict[str, Any], args: list[str], env: dict[str, str]) -> None:
     wired: dict[str, Any] = {"args": [to_wire(arg) for arg in args], "env": {k: to_wire(v) for k, v in env.items()}}
     for name, value in wired.items():
-        text = json.dumps(value, ensure_ascii=False).encode()
+        text = jsontext.encode(value).encode()
         large = len(text) > LIST_MAX
         spec[name], spec[f"{name}_blob"] = (None, sub.add(text)) if large else (value, None)
 
@@ -227,6 +231,8 @@ def _tasks(sub: Submission, spec: dict[str, Any], options: Any, stdin: Any) -> N
     if len(given) > 1:
         raise UsageError(f"{given[0]} and {given[1]} cannot be combined: each says what the tasks are")
     if options.array:
+        from .core.indexes import Indexes
+
         indexes = Indexes.parse(options.array)
         spec["array"], spec["count"] = indexes.text, len(indexes)
     elif options.each_line:
@@ -294,7 +300,7 @@ def _send(sub: Submission, paths: list[str]) -> dict[str, Any]:
             raise UsageError(f"no such file to send (--send): {error.filename}") from None
         except OSError as error:
             raise UsageError(f"cannot send {error.filename}: {error.strerror}") from None
-    manifest = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    manifest = jsontext.encode(entries).encode()
     return {"manifest": sub.add(manifest), "files": total[0], "bytes": total[1]}
 
 
@@ -356,7 +362,7 @@ def request_of(sub: Submission) -> dict[str, Any]:
 def _message(sub: Submission) -> tuple[dict[str, Any], bytes]:
     resolved = sub.spec
     header: dict[str, Any] = {"t": "submit", "request_id": sub.request_id}
-    text = json.dumps(resolved, ensure_ascii=False, separators=(",", ":")).encode()
+    text = jsontext.encode(resolved).encode()
     if len(text) > SPEC_MAX:
         header["spec_blob"] = sub.add(text)
     else:

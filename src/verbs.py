@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
-from typing import Any
 
 from .cli import EXIT_INTERRUPTED, EXIT_UNFINISHED, Call
 from .console import Broken, Progress, say
 from .core.errors import LinkError, Refused, UsageError
+from .core.records import TYPE_CHECKING
 from .core.syntax import parse_selector
 from .follow import Connection, Follower, Printer, exit_code
 from .link import Link
+
+if TYPE_CHECKING:
+    from typing import Any
 
 TERMINAL = ("succeeded", "failed", "cancelled")
 PROGRESS_MAX = 20  # ids whose progress is asked for while waiting
@@ -58,6 +60,8 @@ def _ask(call: Call, header: dict[str, Any]) -> dict[str, Any]:
 
 
 def _print_json(value: Any) -> None:
+    import json
+
     plain = (sys.stdout.encoding or "ascii").lower().replace("-", "") != "utf8"
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=plain) + "\n")
 

@@ -18,8 +18,8 @@ MAX_FUNCTION_LINES = 60
 # Each module imports only from those above it.
 ORDER = """
     __init__
-    core.__init__ core.errors core.ranges core.syntax core.framing core.handshake core.messages
-    core.jobs core.orders core.saves core.events core.live core.views core.scheduler core.explain core.lookup
+    core.__init__ core.errors core.records core.ranges core.syntax core.indexes core.jsontext core.framing core.handshake
+    core.messages core.jobs core.orders core.saves core.events core.live core.views core.scheduler core.explain core.lookup
     core.outcome core.dependencies core.placement core.membership core.cluster core.agent
     faults log console loop config keys channel spool schema net link store
     metrics waiting reading forgetting looking requests corethread content sessions manager
@@ -38,12 +38,14 @@ IMPURE = {
 # Imports inside functions, each with its reason: (module, what it imports).
 LATE_IMPORTS: set[tuple[str, str]] = {
     # A client's command starts with what it needs alone: imports are most of its time.
-    ("channel", "ssl"), ("channel", ".keys"), ("keys", "ssl"), ("cli", ".core.messages"), ("cli", ".verbs"),
-    ("cli", ".machines"), ("verbs", ".keys"), ("verbs", ".submission"), ("verbs", ".render"), ("verbs", ".downloads"),
-    ("verbs", ".dashboard"), ("verbs", ".top"), ("verbs", ".completion"), ("closure", "importlib.machinery"),
+    ("core.syntax", "re"), ("core.syntax", "base64"), ("core.jsontext", "json"), ("core.framing", "re"),
+    ("channel", "_ssl"), ("keys", "ssl"), ("keys", "_ssl"), ("keys", "subprocess"), ("console", ".core.messages"),
+    ("console", "select"), ("closure", "_ast"), ("closure", "warnings"), ("closure", "importlib.machinery"),
+    ("submission", ".core.messages"), ("submission", ".core.indexes"), ("submission", ".pep723"), ("follow", ".core.jobs"),
+    ("options", ".core.indexes"), ("cli", ".core.messages"), ("cli", "argparse"), ("cli", ".verbs"), ("cli", ".machines"),
+    ("verbs", "json"), ("verbs", "signal"), ("verbs", ".core.messages"), ("verbs", ".keys"), ("verbs", ".submission"),
+    ("verbs", ".render"), ("verbs", ".downloads"), ("verbs", ".dashboard"), ("verbs", ".top"), ("verbs", ".completion"),
     ("machines", ".manager"), ("machines", ".worker"),
-    ("console", ".core.messages"), ("follow", ".core.jobs"), ("submission", ".core.messages"), ("submission", ".pep723"),
-    ("verbs", ".core.messages"), ("verbs", "signal"),
     # Not on every system or every Python.
     ("submission", "pwd"),
     ("net", "resource"), ("schema", "msvcrt"), ("top", "curses"), ("pep723", "tomllib"),

@@ -6,19 +6,21 @@ over-long integers are refused.
 
 from __future__ import annotations
 
-import json
-import re
 from struct import Struct
-from typing import Any
+
+from .jsontext import Decoder as JsonDecoder
+from .jsontext import encode as _encode
+from .records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
 
 HEADER_MAX = 256 * 1024  # bytes of JSON: 1 MiB of `[],` costs 23 times its size (measured)
 PAYLOAD_MAX = 1024 * 1024
 DEPTH_MAX = 32
 _HEAD = Struct(">II")
-_ODD = re.compile("[\ud800-\udfff\x00]")
 # A text that does not end must match too: else the search starts again at each quote in it, for minutes.
-_TOKENS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[{]|[\]}]', re.DOTALL)
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+_TOKENS = rb'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[{]|[\]}]'
 
 
 class FrameError(ValueError):
@@ -60,16 +62,16 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-_decoder = json.JSONDecoder(
-    object_pairs_hook=_unique, parse_int=_integer, parse_float=_finite, parse_constant=_no_constant
-)
+_decoder = JsonDecoder(_unique, _integer, _finite, _no_constant)
 
 
 def _check_depth(raw: bytes) -> None:
     if raw.count(b"[") + raw.count(b"{") <= DEPTH_MAX:
         return
+    import re
+
     depth = 0
-    for token in _TOKENS.findall(raw):
+    for token in re.findall(_TOKENS, raw, re.DOTALL):
         if token in (b"[", b"{"):
             depth += 1
             if depth > DEPTH_MAX:
@@ -99,8 +101,12 @@ def parse_header(raw: bytes) -> dict[str, Any]:
 
 def _check_text(value: Any) -> None:
     if type(value) is str:
-        if _ODD.search(value):
-            raise FrameError("a text holds a surrogate or a NUL")
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            raise FrameError("a text holds a surrogate") from None
+        if "\0" in value:
+            raise FrameError("a text holds a NUL")
     elif type(value) is list:
         for item in value:
             _check_text(item)

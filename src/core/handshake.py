@@ -13,7 +13,11 @@ certificate or a second time.
 from __future__ import annotations
 
 import hmac
-from typing import Any
+
+from .records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
 
 PROTOCOL = 1
 CLIENT_ROLES = ("submit", "read", "admin")

@@ -9,7 +9,8 @@ import re
 from typing import Any
 
 from .errors import UsageError
-from .syntax import check_specifier, from_wire, grid_count, spec_indices
+from .indexes import spec_indices
+from .syntax import check_specifier, from_wire, grid_count
 
 COUNT_MAX = 10_000_000
 TEXT_MAX = 1000

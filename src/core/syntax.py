@@ -1,4 +1,4 @@
-"""What people type: durations, sizes, index specs, selectors, grids, version specifiers; and text as it travels.
+"""What people type: durations, sizes, selectors, grids, version specifiers; and text as it travels.
 
 Owns the grammar of each, both ways (parse and format). Pure: every parser takes text and raises UsageError with the
 accepted form in the message. Called by the client (options), the manager (validation, views) and the worker (indices,
@@ -7,35 +7,35 @@ grids, versions).
 
 from __future__ import annotations
 
-import base64
-import binascii
-import functools
-import math
-import re
-from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
-
 from .errors import UsageError
+from .records import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import re
+    from collections.abc import Callable, Sequence
+    from typing import Any
 
 MAX_TASKS = 10_000_000  # of one job
 MAX_INDEX = 10**15  # far below 2^63: an index is an SQLite integer and survives any JSON reader
-MAX_OVERLAPPING = 1_000  # ranges that interleave are compared in pairs; this bounds the work for a hostile spec
 MAX_GRID_VALUES = 100_000  # of one name: the values are listed in the job's spec
 MAX_DURATION_S = 100 * 366 * 86_400.0
 
-# Patterns stay texts, compiled at their first use: most commands need two of them, and compiling all takes 2 ms.
+# Patterns stay texts, compiled at their first use: most commands need none, and importing re takes 5 ms.
 _DURATION = r"(?:([0-9]{1,9})d)?(?:([0-9]{1,9})h)?(?:([0-9]{1,9})m)?(?:([0-9]{1,12}(?:\.[0-9]{1,9})?)s)?"
 _PLAIN_DURATION = r"([0-9]{1,12}(?:\.[0-9]{1,9})?)([smhd]?)"
 _UNIT_S = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
-_SIZE = r"(?ai)([0-9]{1,18}(?:\.[0-9]{1,6})?)([kmgtp]?)(?:i?b)?"
-_RANGE = r"([0-9]{1,16})(?:-([0-9]{1,16})(?::([0-9]{1,16}))?)?"
-_SELECTOR = r"(last|[0-9]{1,18})(?:-([0-9]{1,18})|\.([0-9]{1,16})(?:-([0-9]{1,16}))?)?"
+_SIZE = r"(?i)([0-9]{1,18}(?:\.[0-9]{1,6})?)([kmgtp]?)(?:i?b)?"
 _GRID_NAME = r"[A-Za-z_][A-Za-z0-9_-]{0,99}"
 _NUMBER = r"-?[0-9]{1,15}(?:\.[0-9]{1,12})?"
 _GRID_RANGE = rf"({_NUMBER})\.\.({_NUMBER})(?:\.\.({_NUMBER}))?"
 _VERSION = r"v?([0-9]{1,9}(?:\.[0-9]{1,9}){0,7})(?:[._-]?(a|b|c|rc)[._-]?([0-9]{1,9})?)?\+?"
 _SPECIFIER = r"(~=|===|==|!=|<=|>=|<|>)\s*([0-9A-Za-z.+_-]+(?:\.\*)?)"
+
+
+def _match(pattern: str, text: str) -> re.Match[str] | None:
+    import re
+
+    return re.fullmatch(pattern, text, re.ASCII)
 
 
 def shown(text: str) -> str:
@@ -49,8 +49,8 @@ def shown(text: str) -> str:
 def parse_duration(text: str) -> float:
     """Seconds of `90`, `90s`, `10m`, `2h`, `1d`, `1h30m`, also `0.5`, `1.5h`."""
     seconds = -1.0
-    plain = re.fullmatch(_PLAIN_DURATION, text)
-    parts = re.fullmatch(_DURATION, text)
+    plain = _match(_PLAIN_DURATION, text)
+    parts = _match(_DURATION, text)
     if plain:
         seconds = float(plain.group(1)) * _UNIT_S[plain.group(2)]
     elif text and parts:
@@ -76,7 +76,7 @@ def format_duration(seconds: float) -> str:
 
 def parse_size(text: str) -> int:
     """Bytes of `4096`, `64K`, `512M`, `4G`, `1.5T` (powers of 1024)."""
-    found = re.fullmatch(_SIZE, text)
+    found = _match(_SIZE, text)
     size = -1
     if found:
         size = int(float(found.group(1)) * 1024 ** " kmgtp".index(found.group(2).lower() or " "))
@@ -95,174 +95,6 @@ def format_size(size_bytes: float) -> str:
             return f"{size:.0f}" if not unit else f"{size:.1f}{unit}" if size < 9.95 else f"{size:.0f}{unit}"
         size /= 1024
     raise AssertionError("unreachable")
-
-
-# -- indices of an array ----------------------------------------------------------------------------------------------
-
-
-class _Span(NamedTuple):
-    """One range of an index spec; `last` is an element."""
-
-    first: int
-    last: int
-    step: int
-
-    @property
-    def size(self) -> int:
-        return (self.last - self.first) // self.step + 1
-
-    def up_to(self, index: int) -> int:
-        """How many elements are at most `index`."""
-        return 0 if index < self.first else (min(index, self.last) - self.first) // self.step + 1
-
-    def has(self, index: int) -> bool:
-        return self.first <= index <= self.last and (index - self.first) % self.step == 0
-
-
-def _common(one: _Span, two: _Span) -> int | None:
-    """The smallest index in both spans (Chinese remainder), or None."""
-    low, high = max(one.first, two.first), min(one.last, two.last)
-    divisor = math.gcd(one.step, two.step)
-    if low > high or (two.first - one.first) % divisor:
-        return None
-    period = two.step // divisor
-    times = (two.first - one.first) // divisor * pow(one.step // divisor, -1, period) % period if period > 1 else 0
-    lcm = one.step // divisor * two.step
-    candidate = one.first + times * one.step
-    candidate += -((candidate - low) // lcm) * lcm
-    return candidate if candidate <= high else None
-
-
-class Indexes:
-    """The indices of an array in ascending order, never listed: position <-> index by arithmetic.
-
-    Immutable. Positions run from 0 to len-1 in index order, so that an index range is always a position range.
-    """
-
-    __slots__ = ("text", "_groups", "_starts", "_lows", "_count")
-
-    def __init__(self, spans: Sequence[tuple[int, int, int]], text: str) -> None:
-        self.text = text
-        self._groups: list[list[_Span]] = []
-        high = -1
-        for span in sorted(_Span(*each) for each in spans):
-            if span.first > high:
-                self._groups.append([])
-            self._groups[-1].append(span)
-            high = max(high, span.last)
-        self._starts: list[int] = []
-        self._lows = [group[0].first for group in self._groups]
-        self._count = 0
-        for group in self._groups:
-            self._starts.append(self._count)
-            self._count += sum(span.size for span in group)
-
-    @classmethod
-    def parse(cls, text: str) -> Indexes:
-        """From `0-99`, `1-9:2`, `1,5,7` or a mixture; raises UsageError, also for an index given twice."""
-        return _parse_indexes(text)
-
-    @classmethod
-    def first(cls, count: int) -> Indexes:
-        """0 .. count-1."""
-        return cls([(0, count - 1, 1)] if count else [], f"0-{count - 1}" if count > 1 else "0")
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __iter__(self) -> Iterator[int]:
-        return (self.at(position) for position in range(self._count))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Indexes) and self._groups == other._groups
-
-    def __hash__(self) -> int:
-        return hash(self.text)
-
-    def __repr__(self) -> str:
-        return f"Indexes({self.text if len(self.text) < 60 else self.text[:57] + '...'}: {self._count})"
-
-    def at(self, position: int) -> int:
-        """The index at a position; raises IndexError."""
-        if not 0 <= position < self._count:
-            raise IndexError(position)
-        which = bisect_right(self._starts, position) - 1
-        group, offset = self._groups[which], position - self._starts[which]
-        if len(group) == 1:
-            return group[0].first + offset * group[0].step
-        low, high = group[0].first, max(span.last for span in group)
-        while low < high:  # the smallest index with more than `offset` elements up to it
-            middle = (low + high) // 2
-            if sum(span.up_to(middle) for span in group) > offset:
-                high = middle
-            else:
-                low = middle + 1
-        return low
-
-    def position(self, index: int) -> int | None:
-        """The position of an index, or None when the array has no such index."""
-        which = bisect_right(self._lows, index) - 1
-        if which < 0 or not any(span.has(index) for span in self._groups[which]):
-            return None
-        return self._up_to(index) - 1
-
-    def span(self, low: int, high: int) -> tuple[int, int] | None:
-        """First and last position of the indices in low..high, or None when there are none."""
-        first, last = self._up_to(low - 1), self._up_to(high) - 1
-        return (first, last) if first <= last else None
-
-    def _up_to(self, index: int) -> int:
-        which = bisect_right(self._lows, index) - 1
-        return 0 if which < 0 else self._starts[which] + sum(span.up_to(index) for span in self._groups[which])
-
-
-def _refuse_twice(indexes: Indexes) -> None:
-    for group in indexes._groups:
-        if len(group) > MAX_OVERLAPPING:
-            raise UsageError(f"more than {MAX_OVERLAPPING} ranges of the array overlap; write it with fewer")
-        for number, one in enumerate(group):
-            for two in group[number + 1 :]:
-                if two.first > one.last:
-                    break  # sorted by first
-                index = _common(one, two)
-                if index is not None:
-                    raise UsageError(f"index {index} is twice in the array {shown(indexes.text)}")
-
-
-@functools.lru_cache(maxsize=256)
-def _parse_indexes(text: str) -> Indexes:
-    spans: list[tuple[int, int, int]] = []
-    count = 0
-    form = "use 0-99, 1-9:2 or 1,5,7"
-    for part in text.split(","):
-        found = re.fullmatch(_RANGE, part.strip(" "))
-        if not found:
-            raise UsageError(f"not an array: {shown(text)} ({form})")
-        low = int(found.group(1))
-        high = int(found.group(2) or low)
-        step = int(found.group(3) or 1)
-        if high < low or not step or high > MAX_INDEX:
-            why = f"an index is at most {MAX_INDEX}" if high > MAX_INDEX else f"the range {part.strip()} is empty"
-            raise UsageError(f"not an array: {shown(text)}: {why if step else 'the step is 0'} ({form})")
-        span = _Span(low, low + (high - low) // step * step, step)
-        count += span.size
-        spans.append(span if span.size > 1 else _Span(low, low, 1))
-    if count > MAX_TASKS:
-        raise UsageError(f"the array {shown(text)} has {count:,} tasks; at most {MAX_TASKS:,} are allowed")
-    indexes = Indexes(spans, ",".join(part.strip(" ") for part in text.split(",")))
-    _refuse_twice(indexes)
-    return indexes
-
-
-def spec_indices(spec: dict[str, Any]) -> Indexes:
-    """The user-visible indices of a job spec: those of its array, else 0 .. count-1."""
-    array = spec.get("array")
-    return _parse_indexes(array) if array is not None else _first(int(spec.get("count", 1)))
-
-
-@functools.lru_cache(maxsize=256)
-def _first(count: int) -> Indexes:
-    return Indexes.first(count)
 
 
 # -- selectors --------------------------------------------------------------------------------------------------------
@@ -296,19 +128,25 @@ class Selector(NamedTuple):
 
 def parse_selector(text: str) -> Selector:
     """From `7`, `7.3`, `7-9`, `7.0-99`, `last` (also `last.3`)."""
-    found = re.fullmatch(_SELECTOR, text)
-    problem = f"not an id: {shown(text)} (use 7, 7.3, 7-9, 7.0-99 or last)"
-    if not found:
-        raise UsageError(problem)
-    job: int | str = found.group(1) if found.group(1) == "last" else int(found.group(1))
-    to, lo, hi = (None if part is None else int(part) for part in found.groups()[1:])
-    if job == 0 or (to is not None and (job == "last" or not isinstance(job, int) or to < job)):
-        raise UsageError(problem)
-    if lo is not None and hi is None:
-        hi = lo
-    if lo is not None and hi is not None and (hi < lo or hi > MAX_INDEX):
-        raise UsageError(problem)
-    return Selector(job, to, lo, hi)
+    problem = UsageError(f"not an id: {shown(text)} (use 7, 7.3, 7-9, 7.0-99 or last)")
+    jobs, dot, indexes = text.partition(".")
+    first, dash, last = (indexes if dot else jobs).partition("-")
+    job: int | str | None = "last" if (jobs if dot else first) == "last" else _natural(jobs if dot else first)
+    low = _natural(first) if dot else None
+    high = _natural(last) if dash else low
+    if not job or (dot and low is None) or (dash and high is None):
+        raise problem
+    if dot:
+        if low is None or high is None or not low <= high <= MAX_INDEX:
+            raise problem
+        return Selector(job, None, low, high)
+    if high is not None and (isinstance(job, str) or high < job):
+        raise problem
+    return Selector(job, high)
+
+
+def _natural(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 18 else None
 
 
 # -- small values -----------------------------------------------------------------------------------------------------
@@ -352,11 +190,11 @@ def parse_grid(text: str) -> tuple[str, list[str]]:
     """Name and values of `lr=0.1,0.01`, `seed=1..9`, `x=0..1..0.1` (ranges include their end, and stay exact)."""
     name, equals, listed = text.partition("=")
     form = "use NAME=V1,V2,.. or NAME=1..9 or NAME=0..1..0.1"
-    if not equals or not re.fullmatch(_GRID_NAME, name):
+    if not equals or not _match(_GRID_NAME, name):
         raise UsageError(f"not a grid: {shown(text)} ({form})")
     values: list[str] = []
     for part in listed.split(","):
-        found = re.fullmatch(_GRID_RANGE, part)
+        found = _match(_GRID_RANGE, part)
         if not part:
             raise UsageError(f"an empty value in the grid {shown(text)} ({form})")
         values += _grid_range(text, *found.groups()) if found else [part]
@@ -387,7 +225,10 @@ def _grid_range(text: str, first: str, last: str, step: str | None) -> list[str]
 
 def grid_count(grid: Sequence[Sequence[Any]]) -> int:
     """How many combinations a spec's grid has."""
-    return math.prod(len(values) for _, values in grid)
+    count = 1
+    for _, values in grid:
+        count *= len(values)
+    return count
 
 
 def grid_at(grid: Sequence[Sequence[Any]], position: int) -> list[tuple[str, str]]:
@@ -401,14 +242,14 @@ def grid_at(grid: Sequence[Sequence[Any]], position: int) -> list[tuple[str, str
 
 def grid_variable(name: str) -> str:
     """The environment variable of a grid's name: MICROCLUSTER_ and the name in capitals, other characters as _."""
-    return "MICROCLUSTER_" + re.sub(r"[^A-Z0-9]", "_", name.upper())
+    return "MICROCLUSTER_" + "".join(c if c.isascii() and c.isalnum() else "_" for c in name.upper())
 
 
 # -- versions ---------------------------------------------------------------------------------------------------------
 
 
 def _version_key(text: str) -> tuple[list[int], tuple[int, int]]:
-    found = re.fullmatch(_VERSION, text)
+    found = _match(_VERSION, text)
     if not found:
         raise UsageError(f"not a Python version: {shown(text)} (use for example >=3.9 or ==3.12.*)")
     release = [int(part) for part in found.group(1).split(".")]
@@ -421,7 +262,7 @@ def _version_key(text: str) -> tuple[list[int], tuple[int, int]]:
 def _clauses(specifier: str) -> list[tuple[str, str]]:
     clauses: list[tuple[str, str]] = []
     for part in specifier.split(","):
-        found = re.fullmatch(_SPECIFIER, part.strip())
+        found = _match(_SPECIFIER, part.strip())
         if not found and part.strip():
             raise UsageError(f"not a version specifier: {shown(specifier)} (use for example >=3.9,<3.13)")
         if found:
@@ -445,7 +286,7 @@ def version_matches(specifier: str, version: str) -> bool:
 
 
 def _prefixed(version: str, prefix: str) -> bool:
-    have = (re.fullmatch(_VERSION, version) or [version, version])[1].split(".")
+    have = (_match(_VERSION, version) or [version, version])[1].split(".")
     want = prefix.lstrip("v").split(".")
     have += ["0"] * (len(want) - len(have))
     return [int(part) for part in have[: len(want)]] == [int(part) for part in want]
@@ -456,9 +297,7 @@ def _clause_matches(operator: str, wanted: str, version: str) -> bool:
         return _prefixed(version, wanted[:-2]) == (operator == "==")
     have, want = _version_key(version), _version_key(wanted)
     if operator == "~=":
-        release = (
-            wanted.split(".")[:-1] if want[1][0] == 3 else (re.fullmatch(_VERSION, wanted) or "")[1].split(".")[:-1]
-        )
+        release = wanted.split(".")[:-1] if want[1][0] == 3 else (_match(_VERSION, wanted) or "")[1].split(".")[:-1]
         return have >= want and _prefixed(version, ".".join(release))
     if operator == "<":  # 3.14.0rc1 is not < 3.14
         return have < want and not (have[0] == want[0] and want[1][0] == 3)
@@ -485,6 +324,8 @@ def to_wire(text: str) -> Any:
             raw = text.encode("utf-8", "surrogateescape")
         except UnicodeEncodeError:
             raise UsageError(f"not text that a program can be given: {shown(text)}") from None
+        import base64
+
         return {"b64": base64.b64encode(raw).decode("ascii")}
 
 
@@ -493,8 +334,10 @@ def from_wire(value: Any) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, dict) and len(value) == 1 and isinstance(value.get("b64"), str):
+        import base64
+
         try:
             return base64.b64decode(value["b64"], validate=True).decode("utf-8", "surrogateescape")
-        except (binascii.Error, ValueError):
+        except ValueError:
             pass
     raise UsageError(f"not a text value: {shown(repr(value))}")

@@ -8,8 +8,9 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from typing import Any
 
+from .indexes import Indexes
 from .jobs import CANCELLED, FAILED, QUEUED, RUNNING, SUCCEEDED, TERMINAL, WAITING, JobRow, TaskRow, signal_name
-from .syntax import Indexes, from_wire, grid_at
+from .syntax import from_wire, grid_at
 
 TIME_END = 253_402_300_799  # the last second of the year 9999
 ARGS_MAX = 24_000  # characters of all arguments that are shown

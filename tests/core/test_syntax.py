@@ -6,9 +6,10 @@ import random
 import unittest
 from typing import Any
 
-from src.core import syntax
+from src.core import indexes, syntax
 from src.core.errors import UsageError
-from src.core.syntax import Indexes, parse_duration, parse_grid, parse_selector, parse_size, version_matches
+from src.core.indexes import Indexes
+from src.core.syntax import parse_duration, parse_grid, parse_selector, parse_size, version_matches
 
 
 class Durations(unittest.TestCase):
@@ -118,8 +119,8 @@ class Arrays(unittest.TestCase):
                 Indexes.parse("5-7").at(position)
 
     def test_of_a_spec(self) -> None:
-        self.assertEqual(syntax.spec_indices({"array": "5-7", "count": 3}).at(0), 5)
-        self.assertEqual(list(syntax.spec_indices({"array": None, "count": 2})), [0, 1])
+        self.assertEqual(indexes.spec_indices({"array": "5-7", "count": 3}).at(0), 5)
+        self.assertEqual(list(indexes.spec_indices({"array": None, "count": 2})), [0, 1])
 
 
 class Selectors(unittest.TestCase):

@@ -7,8 +7,8 @@ import unittest
 from typing import Any, Optional
 
 from src.core import views
+from src.core.indexes import spec_indices
 from src.core.jobs import CANCELLED, FAILED, QUEUED, RUNNING, SUCCEEDED, JobRow, TaskRow
-from src.core.syntax import spec_indices
 from tests.support.sim import spec
 
 NOON = 1_764_331_200.25  # 2025-11-28 12:00:00.25 UTC
