@@ -1,9 +1,7 @@
 #!/usr/bin/env python3
 """Work for a cluster: python3 client.py COMMAND [OPTIONS] HOST PORT .. (--help lists the commands)"""
 
-import sys
-
-from src.cli import main
+from src.cli import program_main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program_main()

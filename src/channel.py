@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     Message = tuple[dict[str, Any], bytes]
 _AUTH_HEADER_MAX = 1024  # bytes of a message before authentication
 _AUTH_RAW_MAX = 32 * 1024  # bytes of TLS before authentication
+_AHEAD_MAX = 16 * 1024  # bytes of messages that follow our proof at once: with all before, the other side takes them
 _READ = 256 * 1024
 
 
@@ -60,6 +61,11 @@ class Channel:
         """Whether both sides have proved themselves."""
         return self.peer is not None
 
+    @property
+    def proved(self) -> bool:
+        """Whether the other side has proved itself."""
+        return self.ready
+
     # -- bytes ---------------------------------------------------------------------------------------------------------
 
     def receive(self, raw: bytes) -> list[Message]:
@@ -73,7 +79,7 @@ class Channel:
             raise ProtocolError(f"the other side sent what is not allowed: {error}") from None
 
     def _open(self, raw: bytes) -> list[bytes]:
-        if self.peer is None:
+        if not self.proved:
             self._early += len(raw)
             if self._early > _AUTH_RAW_MAX:
                 raise ProtocolError("too much was sent before authentication")
@@ -263,10 +269,24 @@ class ClientChannel(Channel):
         self._certificate = b""
         self._first = True
         self._challenged = False
+        self._ahead = 0
         if self._tls is None:
             self._write(framing.encode(handshake.hello(__version__, wanted, None, None)))
         else:
             self._start_tls()
+
+    @property
+    def proved(self) -> bool:
+        """Whether the manager has. What is sent from then on may leave at once, behind our own proof."""
+        return self._challenged or self.ready
+
+    def send(self, header: dict[str, Any], payload: bytes = b"") -> None:
+        frame = framing.encode(header, payload)
+        if self.ready or (self._challenged and not self._queued and self._ahead + len(frame) <= _AHEAD_MAX):
+            self._ahead += len(frame)
+            self._write(frame)
+        else:
+            self._queued.append(frame)
 
     def _start_tls(self) -> None:
         import _ssl as ssl
@@ -316,13 +336,13 @@ class ClientChannel(Channel):
         if kind == "error":
             self._refused(header)
         if kind == "challenge" and self._key is not None and self._tls is not None and not self._challenged:
-            self._challenged = True
             nonces = (self._nonce, str(header.get("ns")))
             if len(nonces[1]) != 64 or not handshake.same(self._proof("server", nonces), header.get("mac")):
                 raise KeyProblem(
                     f"{self._where} does not have this key: copy cluster.key from the manager's machine again"
                 )
             self._write(framing.encode({"t": "proof", "mac": self._proof("client", nonces)}))
+            self._challenged = True
         elif kind == "ready" and (self._challenged or self._key is None):
             self._authenticated(Peer(str(header.get("role")), "", str(header.get("version")), self._wanted))
         else:

@@ -12,6 +12,7 @@ from _thread import allocate_lock
 
 from .channel import ClientChannel
 from .core.errors import KeyProblem, LinkError, ManagerGone, ProtocolError, Refused, Unreachable
+from .core.handshake import may_be
 from .core.records import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -49,7 +50,9 @@ def _dial(host: str, port: int, timeout_s: float) -> socket.socket:
 
 
 class Link:
-    """Link(host, port, key): connected and authenticated, or Unreachable, KeyProblem, ProtocolError, Refused.
+    """Link(host, port, key): connected to a manager that proved itself, or Unreachable, KeyProblem, ProtocolError, Refused.
+
+    Its word on our key may come with the first answer, which raises KeyProblem then: the first request need not wait.
 
     `connect_timeout_s`: keep trying for so long when nobody is there (0: once). `key` None: --insecure.
     """
@@ -63,6 +66,8 @@ class Link:
         self._number = 0
         self._answers: dict[int, Answer] = {}
         self._broken: Exception | None = None
+        if key is not None and not may_be(key.role, "client"):
+            raise KeyProblem(f"a {key.role} key does not let anybody join as a client")
         self._connect(connect_timeout_s)
 
     def __enter__(self) -> Link:
@@ -73,7 +78,7 @@ class Link:
 
     @property
     def role(self) -> str:
-        """Of the key: submit, read, admin."""
+        """Of the key: submit, read, admin; known with the first answer."""
         peer = self._channel.peer
         return peer.role if peer is not None else ""
 
@@ -112,7 +117,7 @@ class Link:
 
     def _greet(self, deadline: float) -> None:
         heard = False
-        while not self._channel.ready:
+        while not self._channel.proved:
             self._write()
             left = deadline - time.monotonic()
             self._sock.settimeout(max(0.01, left))
@@ -131,6 +136,7 @@ class Link:
                 raise
             except LinkError as error:
                 raise ManagerGone(str(error)) from None
+        self._write()
 
     # -- asking --------------------------------------------------------------------------------------------------------
 
@@ -201,6 +207,9 @@ class Link:
         except LinkError as error:
             self._break(f"the connection to {self.where} broke: {error}")
             return
+        except (KeyProblem, Refused) as error:  # of our key: the manager's last word in the greeting
+            self._break(str(error))
+            raise
         self._write()
 
     def _put_aside(self, messages: list[Answer]) -> None:

@@ -70,7 +70,7 @@ def _print_json(value: Any) -> None:
 
 
 def _submit(call: Call) -> int:
-    connection, answer = _hand_in(call)
+    connection, answer, _ = _hand_in(call)
     try:
         if call.options.json:
             view = (
@@ -84,7 +84,8 @@ def _submit(call: Call) -> int:
         connection.link.close()
 
 
-def _hand_in(call: Call) -> tuple[Connection, dict[str, Any]]:
+def _hand_in(call: Call) -> tuple[Connection, dict[str, Any], int]:
+    """The connection, the manager's answer, and how many tasks the job has."""
     from . import submission
 
     sub = submission.build(call.options, call.words[0], call.rest)
@@ -106,14 +107,18 @@ def _hand_in(call: Call) -> tuple[Connection, dict[str, Any]]:
             progress.clear()
     if answer.get("warning"):
         say(f"job {answer['id']} waits: {answer['warning']}")
-    return connection, answer
+    return connection, answer, sub.spec["count"]
 
 
 def _run(call: Call) -> int:
-    connection, answer = _hand_in(call)
+    connection, answer, count = _hand_in(call)
     job = answer["id"]
     try:
-        return _show(connection, [(job, None, None)], live=None, wait=True, as_json=call.options.json)
+        if call.options.once is None:
+            targets = [[job, 0, count - 1, count]]
+        else:  # the job may be an earlier one, of another size
+            targets = connection.request({"t": "resolve", "ids": [{"job": job}]})[0]["targets"]
+        return _show(connection, targets, live=None, wait=True, as_json=call.options.json)
     except (KeyboardInterrupt, Broken) as why:
         # Ctrl-C, or nobody reads the output any more: what ends `python3 x.py` ends the job.
         connection.link.close()
@@ -154,29 +159,25 @@ def _result(call: Call) -> int:
     try:
         found = connection.request({"t": "resolve", "ids": _ids(call)})[0]["targets"]
         wait = call.options.wait or call.options.follow
-        targets = [(job, lo, hi) for job, lo, hi, _ in found]
         live = True if call.options.follow else (False if call.options.wait else None)
-        return _show(connection, targets, live, wait, call.options.json)
+        return _show(connection, found, live, wait, call.options.json)
     finally:
         connection.link.close()
 
 
-def _show(
-    connection: Connection, targets: list[tuple[int, Any, Any]], live: bool | None, wait: bool, as_json: bool
-) -> int:
-    """Print the output of tasks in order. live None: for `run`, only a single task live."""
+def _show(connection: Connection, targets: list[list[int]], live: bool | None, wait: bool, as_json: bool) -> int:
+    """Print the output of tasks in order. targets: job, first and last position, tasks of the job. live None: a single
+    task's alone."""
     progress = Progress()
     printer = _Collector() if as_json else Printer(progress.clear)
     unfinished = 0
     total = 0
     try:
-        for job, lo, hi in targets:
-            view = connection.request({"t": "status", "ids": [{"job": job}]})[0]["jobs"][0]
-            first, last = (0, view["count"] - 1) if lo is None else (lo, hi)
+        for job, first, last, count in targets:
             total += last - first + 1
             printer.job = job
-            follower = Follower(connection, job, first, last, view["count"] == 1 if live is None else live, wait)
-            if progress.live and not as_json:
+            follower = Follower(connection, job, first, last, count == 1 if live is None else live, wait)
+            if progress.live and not as_json and count > 1:
                 follower.idle = lambda job=job: _progress(connection.link, progress, [{"job": job}])
             if wait:
                 follower.run(printer)
@@ -188,10 +189,10 @@ def _show(
         assert isinstance(printer, _Collector)
         _print_results(connection, printer, total)
     if unfinished:
-        job, lo, _ = targets[0]
-        what = f"job {job}" if lo is None or len(targets) > 1 or total > 1 else f"task {job}.{lo}"
-        say(f"{what} is not finished: {unfinished} of {total} tasks are missing (--wait or --follow)" if total > 1
-            else f"job {job} is not finished yet (--wait waits, --follow shows what there is)")  # fmt: skip
+        job, _, _, count = targets[0]
+        which = f"job {job}" if count == 1 else f"the task of job {job}"
+        say(f"job {job} is not finished: {unfinished} of {total} tasks are missing (--wait or --follow)" if total > 1
+            else f"{which} is not finished yet (--wait waits, --follow shows what there is)")  # fmt: skip
         return EXIT_UNFINISHED
     if total == 1 and printer.end is not None:
         _tell_end(printer.end)

@@ -13,7 +13,7 @@ from unittest import mock
 
 from src import net
 from src.channel import ClientChannel, ServerChannel
-from src.core.errors import KeyProblem, ManagerGone, ProtocolError, Refused, Unreachable
+from src.core.errors import KeyProblem, ManagerGone, MicroclusterError, ProtocolError, Refused, Unreachable
 from src.keys import ManagerKeys, server_context
 from src.link import Link
 from src.loop import Loop
@@ -142,7 +142,19 @@ class LinkTest(NetCase):
         for key in (good._replace(secret=b"x" * 32), None, self.keys.peer_key("worker")):
             with self.assertRaises(KeyProblem):
                 Link("127.0.0.1", self.port, key)
+        # A manager that proved itself may still refuse us: its word comes in place of the first answer.
+        link = Link("127.0.0.1", self.port, self.keys.peer_key("worker")._replace(role="submit"))
+        for _ in range(2):
+            with self.assertRaisesRegex(MicroclusterError, "does not let anybody join as a client"):
+                link.request({"t": "echo"})
         self.assertEqual(self.link().request({"t": "echo"}, b"still here")[1], b"still here")
+
+    def test_requests_follow_the_greeting_at_once_in_order(self) -> None:
+        link = self.link()
+        sizes = (10, 200_000, 20, 15_000, 0)
+        numbers = [link.post({"t": "echo"}, b"x" * size) for size in sizes]
+        self.assertEqual([len(link.answer(number)[1]) for number in numbers], list(sizes))
+        self.assertEqual(link.role, "submit")
 
     def test_other_servers(self) -> None:
         for greeting, words in ((b"SSH-2.0-x\r\n", "ssh"), (b"HTTP/1.1 400 x\r\n\r\n", "HTTP")):
