@@ -5,6 +5,7 @@ Little is imported: argparse explains and says what is wrong; options that are r
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -269,6 +270,9 @@ def _main(argv: list[str]) -> int:
         return end.code if isinstance(end.code, int) else EXIT_USAGE
     from . import verbs
 
+    if not gc.isenabled():  # client.py begins so
+        gc.freeze()
+        gc.enable()
     return verbs.run(call)
 
 

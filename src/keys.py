@@ -9,11 +9,10 @@ by `run.py key`, which is asked to. Any thread may call; nothing here keeps stat
 from __future__ import annotations
 
 import binascii
-import hashlib
-import hmac
 import os
 import stat
 
+from .core.digest import hmac_sha256, same_bytes, sha256
 from .core.errors import KeyProblem
 from .core.records import TYPE_CHECKING, NamedTuple
 
@@ -143,18 +142,18 @@ class ManagerKeys(NamedTuple):
         return f"ManagerKeys({self.path})"
 
     def secret(self, role: str) -> bytes:
-        return hmac.new(self.master, b"mc/v1/role/" + role.encode(), "sha256").digest()
+        return hmac_sha256(self.master, b"mc/v1/role/" + role.encode())
 
     def peer_key(self, role: str) -> PeerKey:
         """The key of a role."""
         secret = self.secret(role)
-        return PeerKey(role, hashlib.sha256(b"kid" + secret).hexdigest()[:16], secret, self.pin)
+        return PeerKey(role, sha256(b"kid" + secret).hexdigest()[:16], secret, self.pin)
 
     def find(self, kid: str) -> PeerKey | None:
         """The key with this id."""
         for role in ROLES:
             key = self.peer_key(role)
-            if hmac.compare_digest(key.kid.encode(), kid.encode("utf-8", "replace")):
+            if same_bytes(key.kid.encode(), kid.encode("utf-8", "replace")):
                 return key
         return None
 
@@ -175,7 +174,7 @@ class ManagerKeys(NamedTuple):
             master, der = b"", b""
         if not first.startswith(_MASTER) or len(master) != 32 or begin < 0 or not der:
             raise KeyProblem(f"{path} is damaged: restore it from a backup, or move it away to start with new keys")
-        return cls(master, hashlib.sha256(der).digest(), path)
+        return cls(master, sha256(der).digest(), path)
 
     @classmethod
     def load_or_create(cls, folder: str) -> ManagerKeys:
@@ -291,8 +290,8 @@ def client_tls(context: Any, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO) -
 
 def check_pin(certificate: bytes | None, pin: bytes) -> bytes:
     """The SHA-256 of the certificate (DER); raises KeyProblem unless it is the pinned one. The one such check."""
-    found = hashlib.sha256(certificate or b"").digest()
-    if not certificate or not hmac.compare_digest(found, pin):
+    found = sha256(certificate or b"").digest()
+    if not certificate or not same_bytes(found, pin):
         raise KeyProblem(
             "the manager there has another key than the one in cluster.key: copy cluster.key from its machine again"
         )

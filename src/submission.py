@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 import sys
 
 from . import closure
 from .core import jsontext
+from .core.digest import sha256
 from .core.errors import Refused, UsageError
 from .core.records import TYPE_CHECKING, NamedTuple
 from .core.syntax import MAX_TASKS, check_specifier, grid_count, shown, to_wire
@@ -43,13 +43,13 @@ class Submission:
         self.request_id = os.urandom(16).hex()
 
     def add(self, data: bytes) -> str:
-        name = hashlib.sha256(data).hexdigest()
+        name = sha256(data).hexdigest()
         self.blobs.setdefault(name, Source(data, None, len(data)))
         return name
 
     def add_file(self, path: str) -> tuple[str, int]:
         """Hash a file without holding it; (hash, size)."""
-        found, size = hashlib.sha256(), 0
+        found, size = sha256(), 0
         with open(path, "rb") as file:
             while True:
                 piece = file.read(1 << 20)

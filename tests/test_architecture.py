@@ -18,8 +18,8 @@ MAX_FUNCTION_LINES = 60
 # Each module imports only from those above it.
 ORDER = """
     __init__
-    core.__init__ core.errors core.records core.ranges core.syntax core.indexes core.jsontext core.framing core.handshake
-    core.messages core.jobs core.orders core.saves core.events core.live core.views core.scheduler core.explain core.lookup
+    core.__init__ core.errors core.records core.digest core.ranges core.syntax core.indexes core.jsontext core.framing
+    core.handshake core.messages core.jobs core.orders core.saves core.events core.live core.views core.scheduler core.explain core.lookup
     core.outcome core.dependencies core.placement core.membership core.cluster core.agent
     faults log console loop config keys channel spool schema net link store
     metrics waiting reading forgetting looking requests corethread content sessions manager

@@ -12,8 +12,7 @@ certificate or a second time.
 
 from __future__ import annotations
 
-import hmac
-
+from .digest import hmac_sha256, same_bytes
 from .records import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -27,12 +26,12 @@ def proof(key: bytes, label: str, wanted: str, kid: str, nonces: tuple[str, str]
     """The proof, as hex."""
     parts = [label.encode(), wanted.encode(), kid.encode(), nonces[0].encode(), nonces[1].encode(), certificate]
     text = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
-    return hmac.new(key, text, "sha256").hexdigest()
+    return hmac_sha256(key, text).hex()
 
 
 def same(one: str, two: Any) -> bool:
     """Compare proofs in constant time."""
-    return isinstance(two, str) and hmac.compare_digest(one.encode(), two.encode("utf-8", "replace"))
+    return isinstance(two, str) and same_bytes(one.encode(), two.encode("utf-8", "replace"))
 
 
 def hello(version: str, wanted: str, kid: str | None, nonce: str | None) -> dict[str, Any]:
