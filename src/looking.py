@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 PAGE_BYTES = 200_000  # of views in one answer: a frame takes 256 KiB
 ROWS_A_PAGE = 400  # jobs read for one answer of `list`
 FILES_A_PAGE = 1500
-RESOLVED_MAX = 4000
+RESOLVED_A_PAGE = 4000  # jobs in one answer
 CHUNK_MAX = 4 << 20  # bytes of a chunk of --each-line
 CHUNKS_KEPT = 4
 RUNNING_SHOWN = 100  # tasks of a worker
@@ -139,16 +139,16 @@ class Looks:
         self._desk.answer(request, {"jobs": found, "more": found[-1]["id"] if more else None})
 
     def _resolve(self, request: Request) -> None:
-        """Selectors to [job, first position, last position, count]."""
+        """Selectors to [job, first position, last position, count], a page of them."""
         found = []
         targets = self._desk.targets(request.header["ids"])
-        if len(targets) > RESOLVED_MAX:
-            raise UsageError(f"more than {RESOLVED_MAX} jobs at once")
-        for target in targets:
+        begin = request.header.get("from") or 0
+        end = begin + RESOLVED_A_PAGE
+        for target in targets[begin:end]:
             count = self._desk.row(target.job).count
             lo, hi = (0, count - 1) if target.lo is None or target.hi is None else (target.lo, target.hi)
             found.append([target.job, lo, hi, count])
-        self._desk.answer(request, {"targets": found})
+        self._desk.answer(request, {"targets": found, "more": end if end < len(targets) else None})
 
     def _files(self, request: Request) -> None:
         header = request.header

@@ -117,7 +117,7 @@ def _run(call: Call) -> int:
         if call.options.once is None:
             targets = [[job, 0, count - 1, count]]
         else:  # the job may be an earlier one, of another size
-            targets = connection.request({"t": "resolve", "ids": [{"job": job}]})[0]["targets"]
+            targets = _resolve(connection, [{"job": job}])
         return _show(connection, targets, live=None, wait=True, as_json=call.options.json)
     except (KeyboardInterrupt, Broken) as why:
         # Ctrl-C, or nobody reads the output any more: what ends `python3 x.py` ends the job.
@@ -157,12 +157,23 @@ def _cancel_run(call: Call, request: dict[str, Any]) -> None:
 def _result(call: Call) -> int:
     connection = _connect(call)
     try:
-        found = connection.request({"t": "resolve", "ids": _ids(call)})[0]["targets"]
+        found = _resolve(connection, _ids(call))
         wait = call.options.wait or call.options.follow
         live = True if call.options.follow else (False if call.options.wait else None)
         return _show(connection, found, live, wait, call.options.json)
     finally:
         connection.link.close()
+
+
+def _resolve(connection: Connection, ids: list[dict[str, Any]]) -> list[list[int]]:
+    """What selectors name: job, first and last position, tasks of the job."""
+    found: list[list[int]] = []
+    at: int | None = 0
+    while at is not None:
+        answer = connection.request({"t": "resolve", "ids": ids, "from": at})[0]
+        found += answer["targets"]
+        at = answer.get("more")
+    return found
 
 
 def _show(connection: Connection, targets: list[list[int]], live: bool | None, wait: bool, as_json: bool) -> int:

@@ -48,7 +48,7 @@ CLIENT: dict[str, dict[str, str]] = {
     "prune": {"older_than": "num"},
     "metrics": {},
     "files": {"ids": "ids", "from": "int?"},
-    "resolve": {"ids": "ids"},
+    "resolve": {"ids": "ids", "from": "int?"},
     "info": {},
 }  # fmt: skip
 WORKER: dict[str, dict[str, str]] = {

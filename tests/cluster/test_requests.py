@@ -8,10 +8,12 @@ import os
 import random
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
-from src import keys
+from src import keys, verbs
 from src.core import messages
 from src.core.errors import KeyProblem, Refused
+from src.follow import Connection
 from src.link import Link
 from tests.cluster.fakes import (
     SCRIPT,
@@ -210,6 +212,13 @@ class TestLooking(ManagerCase):
         every = self.link.request({"t": "status", "ids": [{"job": 1, "to": 450}]})[0]
         self.assertEqual(len(every["jobs"]) + every["more"], 450)
         self.assertGreater(every["more"], 0)
+
+    def test_selectors_are_resolved_in_pages(self) -> None:
+        jobs = [submit(self.link, count=3, array="0-2") for _ in range(5)]
+        ids = [{"job": jobs[0], "to": jobs[-1]}, {"job": jobs[0], "lo": 1, "hi": 2}]
+        with mock.patch("src.looking.RESOLVED_A_PAGE", 2):
+            found = verbs._resolve(Connection(lambda _: self.link, self.link, 0.0, print), ids)
+        self.assertEqual(found, [[job, 0, 2, 3] for job in jobs] + [[jobs[0], 1, 2, 3]])
 
     def test_a_view_fits_whatever_a_job_says_of_itself(self) -> None:
         long = "\u20ac" * 1000
