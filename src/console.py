@@ -8,7 +8,7 @@ import time
 
 from .core.errors import MicroclusterError
 from .core.records import TYPE_CHECKING
-from .core.syntax import format_duration, format_size
+from .core.syntax import format_duration, format_size, hold_text
 
 if TYPE_CHECKING:
     from typing import Any
@@ -41,8 +41,6 @@ def mend_streams() -> None:
 
 def say(text: str) -> None:
     """A remark of ours on stderr: one line, whatever is in it."""
-    from .core.messages import hold_text
-
     try:
         sys.stderr.write(f"{program()}: {hold_text(text)}\n")
         sys.stderr.flush()

@@ -11,8 +11,8 @@ from typing import Any
 
 from .console import Progress, say
 from .core.errors import Refused, UsageError
-from .core.messages import check_manifest, hold_text
-from .core.syntax import from_wire
+from .core.messages import check_manifest
+from .core.syntax import from_wire, hold_text
 from .follow import Connection
 from .submission import PIECE
 

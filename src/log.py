@@ -8,7 +8,7 @@ import sys
 import time
 from typing import Any
 
-from .core.messages import hold_text
+from .core.syntax import hold_text
 
 LINE_MAX = 2000
 SELDOM_S = 10.0

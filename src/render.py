@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import os
 import time
-from datetime import datetime, timezone
-from typing import Any
+from datetime import datetime
 
 from .console import width_of
-from .core.messages import hold_text
-from .core.syntax import format_duration, format_size
+from .core.records import TYPE_CHECKING
+from .core.syntax import format_duration, format_size, hold_text
+
+if TYPE_CHECKING:
+    from typing import Any
 
 COLOURS = {
     "succeeded": "32", "failed": "31", "cancelled": "90", "running": "34", "queued": "33", "waiting": "33", "lost": "31",
@@ -56,7 +58,7 @@ def _cell(text: str, width: int, right: bool) -> str:
 def _parse(stamp: str | None) -> float | None:
     if stamp is None:
         return None
-    return datetime.strptime(stamp, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=timezone.utc).timestamp()
+    return datetime.fromisoformat(stamp[:-1] + "+00:00").timestamp()
 
 
 def _age(stamp: str | None) -> str:

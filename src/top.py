@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from .core.errors import MicroclusterError, UsageError
-from .core.messages import hold_text
+from .core.syntax import hold_text
 from .dashboard import Backend
 from .link import Link
 from .render import brief

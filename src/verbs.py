@@ -10,7 +10,7 @@ from .cli import EXIT_INTERRUPTED, EXIT_UNFINISHED, Call
 from .console import Broken, Progress, say
 from .core.errors import LinkError, Refused, UsageError
 from .core.records import TYPE_CHECKING
-from .core.syntax import parse_selector
+from .core.syntax import hold_text, parse_selector
 from .follow import Connection, Follower, Printer, exit_code
 from .link import Link
 
@@ -250,8 +250,6 @@ def _progress(link: Link, progress: Progress, ids: list[dict[str, Any]]) -> None
     if counts["total"] > 1:
         progress.tasks(counts)
     elif views and counts["waiting"] + counts["queued"]:
-        from .core.messages import hold_text
-
         why = views[0].get("waiting_reason")
         progress.say(f"{views[0]['state']}{': ' + hold_text(why) if why else ''}")
     else:

@@ -19,8 +19,8 @@ MAX_FUNCTION_LINES = 60
 ORDER = """
     __init__
     core.__init__ core.errors core.records core.digest core.ranges core.syntax core.indexes core.jsontext core.framing
-    core.handshake core.messages core.jobs core.orders core.saves core.events core.live core.views core.scheduler core.explain core.lookup
-    core.outcome core.dependencies core.placement core.membership core.cluster core.agent
+    core.handshake core.messages core.jobs core.orders core.saves core.events core.live core.views core.scheduler
+    core.explain core.lookup core.outcome core.dependencies core.placement core.membership core.cluster core.agent
     faults log console loop config keys channel spool schema net link store
     metrics waiting reading forgetting looking requests corethread content sessions manager
     machine errands jobenv proctree runners launcher interpreters environments reports fetching staging preparing
@@ -39,11 +39,11 @@ IMPURE = {
 LATE_IMPORTS: set[tuple[str, str]] = {
     # A client's command starts with what it needs alone: imports are most of its time.
     ("core.syntax", "re"), ("core.syntax", "base64"), ("core.jsontext", "json"), ("core.framing", "re"),
-    ("channel", "_ssl"), ("keys", "ssl"), ("keys", "_ssl"), ("keys", "subprocess"), ("console", ".core.messages"),
+    ("channel", "_ssl"), ("keys", "ssl"), ("keys", "_ssl"), ("keys", "subprocess"),
     ("console", "select"), ("closure", "_ast"), ("closure", "warnings"), ("closure", "importlib.machinery"),
     ("submission", ".core.messages"), ("submission", ".core.indexes"), ("submission", ".pep723"), ("follow", ".core.jobs"),
-    ("options", ".core.indexes"), ("cli", ".core.messages"), ("cli", "argparse"), ("cli", ".verbs"), ("cli", ".machines"),
-    ("verbs", "json"), ("verbs", "signal"), ("verbs", ".core.messages"), ("verbs", ".keys"), ("verbs", ".submission"),
+    ("options", ".core.indexes"), ("cli", "argparse"), ("cli", ".verbs"), ("cli", ".machines"),
+    ("verbs", "json"), ("verbs", "signal"), ("verbs", ".keys"), ("verbs", ".submission"),
     ("verbs", ".render"), ("verbs", ".downloads"), ("verbs", ".dashboard"), ("verbs", ".top"), ("verbs", ".completion"),
     ("machines", ".manager"), ("machines", ".worker"),
     # Not on every system or every Python.

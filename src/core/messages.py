@@ -10,7 +10,7 @@ from typing import Any
 
 from .errors import UsageError
 from .indexes import spec_indices
-from .syntax import check_specifier, from_wire, grid_count
+from .syntax import check_specifier, from_wire, grid_count, hold_text
 
 COUNT_MAX = 10_000_000
 TEXT_MAX = 1000
@@ -18,7 +18,6 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+:/@-]{0,199}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HEX32 = re.compile(r"[0-9a-f]{32}")
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 class BadMessage(UsageError):
@@ -78,11 +77,6 @@ ALLOWED: dict[str, frozenset[str]] = {
 def allowed(role: str, kind: str) -> bool:
     """Whether a key of this role may send this kind. What is not listed is not allowed."""
     return kind in ALLOWED.get(role, frozenset())
-
-
-def hold_text(text: str) -> str:
-    """The text with control and direction characters shown as escapes: safe for a terminal and for one line."""
-    return _CONTROL.sub(lambda found: found.group().encode("unicode_escape").decode("ascii"), text)
 
 
 def _is_key(value: Any, more: int = 0) -> bool:

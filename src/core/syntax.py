@@ -21,6 +21,7 @@ MAX_GRID_VALUES = 100_000  # of one name: the values are listed in the job's spe
 MAX_DURATION_S = 100 * 366 * 86_400.0
 
 # Patterns stay texts, compiled at their first use: most commands need none, and importing re takes 5 ms.
+_CONTROL = "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
 _DURATION = r"(?:([0-9]{1,9})d)?(?:([0-9]{1,9})h)?(?:([0-9]{1,9})m)?(?:([0-9]{1,12}(?:\.[0-9]{1,9})?)s)?"
 _PLAIN_DURATION = r"([0-9]{1,12}(?:\.[0-9]{1,9})?)([smhd]?)"
 _UNIT_S = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
@@ -41,6 +42,15 @@ def _match(pattern: str, text: str) -> re.Match[str] | None:
 def shown(text: str) -> str:
     """The text quoted for a message: short, and no control characters."""
     return ascii(text if len(text) <= 60 else text[:57] + "...")
+
+
+def hold_text(text: str) -> str:
+    """The text with control and direction characters shown as escapes: safe for a terminal and for one line."""
+    if text.isprintable():
+        return text
+    import re
+
+    return re.sub(_CONTROL, lambda found: found.group().encode("unicode_escape").decode("ascii"), text)
 
 
 # -- durations and sizes ----------------------------------------------------------------------------------------------
