@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import statistics
+import signal
+import sys
 import threading
 import time
 from pathlib import Path
 from typing import NamedTuple
 
 from . import dispatch, distance, queues, scale
-from .clusters import Bench, Cluster, Usage, family, heading, private_mb, ratios, row
+from .clusters import Bench, Cluster, Usage, cpu_seconds, family, heading, private_mb, ratios, row
 from .starts import SCRIPTS
 
+IDLE_S = 20.0
 OUTPUT = "import sys\nsys.stdout.write('x' * (256 << 20))\n"
 TWELVE = (
     "argparse", "csv", "dataclasses", "datetime", "json", "logging", "pathlib", "random", "re", "subprocess", "tempfile",
@@ -107,21 +109,19 @@ def output(bench: Bench, jobs: int, rounds: int) -> None:
 
 
 def idle(bench: Bench, jobs: int, rounds: int) -> None:
-    """Manager and worker with two warm slots that have nothing to do."""
-    seconds, memory = 10.0, []
-
-    def work(cluster: Cluster) -> Usage:
-        threading.Event().wait(seconds)  # nothing to wait for: time itself is measured
-        memory.append([private_mb([cluster.manager.pid]), private_mb(family(cluster.worker.pid))])
-        return 0.0, 0.0
-
-    base = bench.empty()
-    shares = [max(0.0, bench.cluster(work)[0] - base) / seconds * 100 for _ in range(max(1, rounds // 2))]
-    row("idle: CPU % of manager and worker", statistics.median(shares))
-    manager, worker = (statistics.median(column) for column in zip(*memory))
-    row("idle: private memory of manager and worker, MB", manager + worker, wanted="<= 60 (45)")
-    row("idle: of that the manager", manager)
-    row("idle: of that the worker with its guards", worker)
+    """Manager and worker with two warm slots that have nothing to do, after one job."""
+    pause = threading.Event()  # nothing to wait for: time itself is measured
+    with Cluster(bench) as cluster:
+        bench.cpu(cluster.client("run", bench.hello))
+        pause.wait(2.0)
+        manager, worker = [cluster.manager.pid], family(cluster.worker.pid)
+        before, begin = sum(map(cpu_seconds, manager + worker)), time.monotonic()
+        pause.wait(IDLE_S)
+        cpu = sum(map(cpu_seconds, manager + worker)) - before
+        row("idle: CPU % of manager and worker", cpu / (time.monotonic() - begin) * 100)
+        row("idle: private memory of manager and worker, MB", private_mb(manager + worker), wanted="<= 60 (45)")
+        row("idle: of that the manager", private_mb(manager))
+        row("idle: of that the worker with its guards", private_mb(worker))
 
 
 MODES = {
@@ -152,6 +152,7 @@ def main() -> None:
     if unknown:
         parser.error(f"no such mode: {unknown[0]} (there are {', '.join(MODES)}, all)")
     names = list(MODES) if "all" in options.modes else options.modes
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else clusters would be left running
     heading()
     with Bench() as bench:
         for name in names:
