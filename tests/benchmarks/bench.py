@@ -37,6 +37,7 @@ class Subject(NamedTuple):
     script: str
     options: tuple[str, ...] = ()
     python: str = ""
+    environ: tuple[tuple[str, str], ...] = ()  # more variables, for xargs alone
 
 
 def array(bench: Bench, subject: Subject, jobs: int, rounds: int, wanted: str = "", speed: bool = True) -> None:
@@ -47,7 +48,7 @@ def array(bench: Bench, subject: Subject, jobs: int, rounds: int, wanted: str = 
     cpu, rate = [], []
     for _ in range(rounds):
         command = ["xargs", "-P2", "-n1", subject.python or bench.python, subject.script]
-        theirs = bench.cpu(command, numbers)
+        theirs = bench.cpu(["env", *(f"{name}={value}" for name, value in subject.environ), *command], numbers)
         ours = bench.cluster(lambda cluster: bench.cpu(cluster.client("run", *words)), subject.python)
         cpu.append(((ours[0] - base) / jobs * 1e3, theirs[0] / jobs * 1e3))
         rate.append((jobs / ours[1], jobs / theirs[1]))
@@ -82,6 +83,8 @@ def imports(bench: Bench, jobs: int, rounds: int) -> None:
     array(bench, Subject("numpy", script, (), python), jobs, rounds, speed=False)
     preload = ("--preload", "numpy")
     array(bench, Subject("numpy --preload", script, preload, python), jobs, rounds, "<= 0.15", speed=False)
+    one = (("OPENBLAS_NUM_THREADS", "1"),)  # as a job of one CPU has it; else a thread for each CPU is started
+    array(bench, Subject("the same, xargs with one thread", script, preload, python, one), jobs, rounds, speed=False)
 
 
 def latency(bench: Bench, jobs: int, rounds: int) -> None:

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any, Optional
 
+from tests.support.waiting import StillWaiting, wait_until
+
 ROOT = Path(__file__).resolve().parents[2]
 HELLO = "print('hello')\n"
 END_S = 20.0  # a program that was asked to end and did not is killed after so long
@@ -41,19 +43,22 @@ class Program:
 
     def end(self) -> float:
         """Ask it to end; CPU seconds of it and of all that it waited for."""
+
+        def look() -> Any:
+            pid, *found = os.wait4(self.pid, os.WNOHANG)
+            return found if pid else None
+
         self.process.terminate()
-        deadline = time.monotonic() + END_S
-        while True:
-            pid, status, usage = os.wait4(self.pid, os.WNOHANG)
-            if pid:
-                break
-            if time.monotonic() > deadline:
-                self.process.kill()
-            time.sleep(0.005)
+        try:
+            status, usage = wait_until(look, END_S, "it to end")
+        except StillWaiting:
+            self.process.kill()
+            _, status, usage = os.wait4(self.pid, 0)
         self.process.returncode = os.waitstatus_to_exitcode(status)
         assert self.process.stdout is not None
         self.process.stdout.close()
-        return usage.ru_utime + usage.ru_stime
+        seconds: float = usage.ru_utime + usage.ru_stime
+        return seconds
 
 
 class Cluster:
