@@ -84,7 +84,7 @@ def imports(bench: Bench, jobs: int, rounds: int) -> None:
     preload = ("--preload", "numpy")
     array(bench, Subject("numpy --preload", script, preload, python), jobs, rounds, "<= 0.15", speed=False)
     one = (("OPENBLAS_NUM_THREADS", "1"),)  # as a job of one CPU has it; else a thread for each CPU is started
-    array(bench, Subject("the same, xargs with one thread", script, preload, python, one), jobs, rounds, speed=False)
+    array(bench, Subject("numpy, xargs 1 thread", script, preload, python, one), jobs, rounds, speed=False)
 
 
 def latency(bench: Bench, jobs: int, rounds: int) -> None:
