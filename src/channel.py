@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from .keys import ManagerKeys, PeerKey
 
+    MakeTls = Callable[[ssl.MemoryBIO, ssl.MemoryBIO], Any]
     Message = tuple[dict[str, Any], bytes]
 _AUTH_HEADER_MAX = 1024  # bytes of a message before authentication
 _AUTH_RAW_MAX = 32 * 1024  # bytes of TLS before authentication
@@ -42,19 +43,23 @@ class Peer(NamedTuple):
 class Channel:
     """What both sides share; see ServerChannel and ClientChannel."""
 
-    def __init__(self, tls: Callable[[ssl.MemoryBIO, ssl.MemoryBIO], Any] | None) -> None:
+    def __init__(self, tls: MakeTls | None) -> None:
         self.peer: Peer | None = None
         self._decoder = framing.Decoder(_AUTH_HEADER_MAX, 0)
         self._out = bytearray()  # raw, without TLS
         self._tls: Any = None  # an SSLObject, or the C object in one
-        self._tls_ready = tls is None
+        self._tls_ready = True
         self._early = 0
         self._queued: list[bytes] = []
         if tls is not None:
-            import _ssl as ssl
+            self._begin_tls(tls)
 
-            self._incoming, self._sealed = ssl.MemoryBIO(), ssl.MemoryBIO()
-            self._tls = tls(self._incoming, self._sealed)
+    def _begin_tls(self, tls: MakeTls) -> None:
+        import _ssl as ssl
+
+        self._incoming, self._sealed = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = tls(self._incoming, self._sealed)
+        self._tls_ready = False
 
     @property
     def ready(self) -> bool:
@@ -183,7 +188,8 @@ class ServerChannel(Channel):
             def make(incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO) -> ssl.SSLObject:
                 return context.wrap_bio(incoming, outgoing, server_side=True)
 
-        super().__init__(make)
+        super().__init__(None)
+        self._make_tls: MakeTls | None = make  # not before something came that can be TLS: idlers are to cost little
         self._keys = keys
         self._first = True
         self._key: PeerKey | None = None
@@ -194,7 +200,7 @@ class ServerChannel(Channel):
         if self._first and raw:
             self._first = False
             is_tls = raw[0] == 0x16
-            if is_tls != (self._tls is not None):
+            if is_tls != (self._make_tls is not None):
                 if is_tls:
                     self._plain_error("insecure", "this manager runs with --insecure: use --insecure here too")
                     raise ProtocolError("a peer with keys (TLS) spoke to this manager, which runs with --insecure")
@@ -203,11 +209,12 @@ class ServerChannel(Channel):
                     code, "this manager uses keys: leave out --insecure and copy cluster.key from its machine"
                 )
                 raise ProtocolError("a peer without TLS spoke to this manager, which uses keys")
+            if self._make_tls is not None:
+                self._begin_tls(self._make_tls)
         return super()._open(raw)
 
     def _plain_error(self, code: str, message: str) -> None:
         """One fixed answer outside TLS, so that the other side can say what is wrong."""
-        self._tls = None
         self._out += framing.encode({"t": "error", "code": code, "message": message})
 
     def _tls_done(self) -> None:

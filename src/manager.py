@@ -22,9 +22,10 @@ from .content import Content, Gate
 from .core import events, messages
 from .core.errors import MicroclusterError, StoreError
 from .corethread import Core, Request
+from .listen import Server
 from .log import Seldom
 from .loop import Loop
-from .net import Conn, Server
+from .net import Conn
 from .sessions import NoRoom, WorkerSession
 from .spool import Blobs, Outputs
 from .store import Store

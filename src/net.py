@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import selectors
 import socket
 import threading
@@ -34,8 +33,6 @@ OUTBOX_FILE = 1024 * 1024  # files are read on only while less than this waits
 PING_AFTER_S = 5.0
 SILENT_S = 20.0
 AUTH_S = 10.0  # from accept to authenticated, in all
-PENDING_MAX = 256  # connections before authentication
-SPARE_FDS = 64
 
 
 class Handler(Protocol):
@@ -56,6 +53,7 @@ class Conn:
         self.state: Any = None  # the handler's own
         self.is_open = True
         self.opened = False
+        self.on_heard: Callable[[Conn], Any] | None = None  # called when bytes came, before authentication
         self.on_drained: Callable[[], Any] | None = None  # called when what waited has left
         self._sock = sock
         self._queue: deque[tuple[dict[str, Any], bytes | FileRange]] = deque()
@@ -68,7 +66,7 @@ class Conn:
         loop.selector.register(sock, self._mask, self._ready)
         loop.mark(self)
         if beats:
-            self._beat = loop.call_later(AUTH_S, self._check_beat)
+            self.start_beats()
 
     def __repr__(self) -> str:
         return f"<Conn {self.address} {self.peer}>"
@@ -95,6 +93,10 @@ class Conn:
         else:
             self.loop.mark(self)
 
+    def start_beats(self) -> None:
+        """Be heard, and notice silence, from now on; who has not authenticated by then is cut off."""
+        self._beat = self.loop.call_later(AUTH_S, self._check_beat)
+
     def pause(self) -> None:
         """Read no more until `resume`: the peer feels it."""
         self._paused = True
@@ -114,6 +116,10 @@ class Conn:
     def abort(self, error: Exception | None = None) -> None:
         """Close at once."""
         self._fail(error)
+
+    def cut_off(self) -> None:
+        """It had its time to authenticate."""
+        self._fail(LinkError(f"it did not authenticate within {AUTH_S:g} s"))
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
@@ -140,9 +146,8 @@ class Conn:
             except MicroclusterError as error:
                 self._say_and_fail(error)
                 return
-            if not self.opened and self.channel.ready:
-                self.opened = True
-                self.handler.opened(self)
+            if not self.opened:
+                self._greeted()
             self.loop.mark(self)
             for header, payload in messages:
                 kind = header.get("t")
@@ -152,6 +157,13 @@ class Conn:
                     self.handler.received(self, header, payload)
             if len(raw) < READ_SIZE // 4:
                 return
+
+    def _greeted(self) -> None:
+        if self.channel.ready:
+            self.opened, self.on_heard = True, None
+            self.handler.opened(self)
+        elif self.on_heard is not None:
+            self.on_heard(self)
 
     def _say_and_fail(self, error: Exception) -> None:
         with contextlib.suppress(OSError):
@@ -247,7 +259,7 @@ class Conn:
             return
         now = time.monotonic()
         if not self.channel.ready:
-            self._fail(LinkError(f"it did not authenticate within {AUTH_S:g} s"))
+            self.cut_off()
             return
         silent = now - self.last_heard
         if silent > SILENT_S and not self._paused:
@@ -274,7 +286,12 @@ class Conn:
         self._raw = b""
         if hasattr(self, "_beat"):
             self._beat.cancel()
+            self._beat.fn = _nothing  # it is kept until it would be due, which is long when thousands come and go
         self.handler.closed(self, error)
+
+
+def _nothing() -> None:
+    pass
 
 
 def tune(sock: socket.socket) -> None:
@@ -299,132 +316,6 @@ def shown(address: Any) -> str:
     """HOST:PORT, [HOST]:PORT for IPv6."""
     host, port = address[0], address[1]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-class Server:
-    """Listens. Before authentication a connection has AUTH_S in all, and there are at most PENDING_MAX of them; beyond
-    that, newcomers are closed at once. One log line per address and ten seconds about what was refused."""
-
-    def __init__(self, loop: Loop, host: str, port: int, make_channel: Callable[[], Channel], handler: Handler) -> None:
-        self._loop, self._make, self._handler = loop, make_channel, handler
-        self._pending: dict[Conn, None] = {}
-        self.conns: dict[Conn, None] = {}
-        self._said: dict[str, tuple[float, int]] = {}
-        self._sockets = _listen(host, port)
-        self.address: tuple[str, int] = self._sockets[0].getsockname()[:2]
-        self._spare = os.open(os.devnull, os.O_RDONLY)
-        for sock in self._sockets:
-            loop.add_reader(sock, lambda sock=sock: self._accept(sock))  # type: ignore[misc]
-
-    def close(self) -> None:
-        """Listen no more; connections stay."""
-        for sock in self._sockets:
-            self._loop.remove_reader(sock)
-            sock.close()
-        if self._spare >= 0:
-            os.close(self._spare)
-        self._sockets, self._spare = [], -1
-
-    def _accept(self, sock: socket.socket) -> None:
-        for _ in range(64):
-            try:
-                new, address = sock.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
-            except OSError as error:
-                self._out_of_descriptors(sock, error)
-                return
-            where = shown(address)
-            if len(self._pending) >= PENDING_MAX or new.fileno() > self._fd_limit():
-                new.close()
-                self.refused(where, "too many connections at once")
-                continue
-            tune(new)
-            conn = Conn(self._loop, new, self._make(), self, where)
-            self._pending[conn] = self.conns[conn] = None
-
-    @staticmethod
-    def _fd_limit() -> int:
-        try:
-            import resource
-        except ImportError:
-            return 1 << 30
-        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        return (1 << 30) if soft == resource.RLIM_INFINITY else soft - SPARE_FDS
-
-    def _out_of_descriptors(self, sock: socket.socket, error: OSError) -> None:
-        """Take the newcomer with the spare descriptor and close it: else accept fails in a circle at full CPU."""
-        if self._spare >= 0:
-            os.close(self._spare)
-            self._spare = -1
-            with contextlib.suppress(OSError):
-                sock.accept()[0].close()
-            with contextlib.suppress(OSError):
-                self._spare = os.open(os.devnull, os.O_RDONLY)
-        self.refused("accept", error.strerror or str(error))
-
-    def refused(self, where: str, why: str) -> None:
-        """Say, at most once in ten seconds for an address, that somebody was turned away."""
-        host = where.rsplit(":", 1)[0]
-        now = time.monotonic()
-        if len(self._said) > 1000:
-            self._said = {key: value for key, value in self._said.items() if now - value[0] < 10}
-        since, more = self._said.get(host, (0.0, 0))
-        if now - since < 10 and host in self._said:
-            self._said[host] = (since, more + 1)
-            return
-        log.warning("refused %s: %s%s", where, why, f" (and {more} more)" if more else "")
-        self._said[host] = (now, 0)
-
-    # as the handler of its connections, until they are authenticated
-
-    def opened(self, conn: Conn) -> None:
-        self._pending.pop(conn, None)
-        self._handler.opened(conn)
-
-    def received(self, conn: Conn, header: dict[str, Any], payload: bytes) -> None:
-        self._handler.received(conn, header, payload)
-
-    def closed(self, conn: Conn, error: Exception | None) -> None:
-        self._pending.pop(conn, None)
-        self.conns.pop(conn, None)
-        if conn.opened:
-            self._handler.closed(conn, error)
-        elif error is not None:
-            self.refused(conn.address, str(error))
-
-
-def _listen(host: str, port: int) -> list[socket.socket]:
-    """Sockets on every address of the host; the first one's port for all. Raises OSError."""
-    found: list[socket.socket] = []
-    infos = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    try:
-        for family, kind, proto, _, address in dict.fromkeys(infos):
-            if found and found[0].family == family:
-                continue
-            if found:
-                address = (address[0], found[0].getsockname()[1], *address[2:])
-            sock = socket.socket(family, kind, proto)
-            try:
-                if os.name == "posix":
-                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if family == socket.AF_INET6:
-                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                sock.bind(address)
-                sock.listen(1024)
-                sock.setblocking(False)
-            except OSError:
-                sock.close()
-                if not found:
-                    raise
-                continue
-            found.append(sock)
-    except OSError:
-        for sock in found:
-            sock.close()
-        raise
-    found.sort(key=lambda sock: sock.family != socket.AF_INET)
-    return found
 
 
 def connect(

@@ -21,7 +21,7 @@ ORDER = """
     core.__init__ core.errors core.records core.digest core.ranges core.syntax core.indexes core.jsontext core.framing
     core.handshake core.messages core.jobs core.orders core.saves core.events core.live core.views core.scheduler
     core.explain core.lookup core.outcome core.dependencies core.placement core.membership core.cluster core.agent
-    faults log console loop config keys channel spool schema net link store
+    faults log console loop config keys channel spool schema net listen link store
     metrics waiting reading forgetting looking requests corethread content sessions manager
     machine errands jobenv proctree runners launcher interpreters environments reports fetching staging preparing
     streams uploads attempts uplink worker
@@ -48,7 +48,7 @@ LATE_IMPORTS: set[tuple[str, str]] = {
     ("machines", ".manager"), ("machines", ".worker"),
     # Not on every system or every Python.
     ("submission", "pwd"),
-    ("net", "resource"), ("schema", "msvcrt"), ("top", "curses"), ("pep723", "tomllib"),
+    ("listen", "resource"), ("schema", "msvcrt"), ("top", "curses"), ("pep723", "tomllib"),
 }  # fmt: skip
 
 # `except Exception` or wider, one per thread at its top loop: (module, function).

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import ssl
 import tempfile
 import threading
 import unittest
+import weakref
 from functools import partial
 from typing import Any
 from unittest import mock
 
-from src import net
+from src import listen, net
 from src.channel import ClientChannel, ServerChannel
-from src.core.errors import KeyProblem, ManagerGone, MicroclusterError, ProtocolError, Refused, Unreachable
+from src.core.errors import KeyProblem, LinkError, ManagerGone, MicroclusterError, ProtocolError, Refused, Unreachable
 from src.keys import ManagerKeys, server_context
 from src.link import Link
+from src.listen import Server
 from src.loop import Loop
-from src.net import Conn, Server
+from src.net import Conn
 from src.spool import FileRange
 from tests.support.waiting import wait_until
 
@@ -187,13 +190,107 @@ class StrangersTest(NetCase):
                     pass
         self.assertEqual(self.link().request({"t": "echo"}, b"fine")[1], b"fine")
 
-    def test_more_idlers_than_allowed_are_turned_away(self) -> None:
-        with mock.patch.object(net, "PENDING_MAX", 5):
-            socks = [socket.create_connection(("127.0.0.1", self.port)) for _ in range(8)]
-            for sock in socks:
-                self.addCleanup(sock.close)
-                sock.settimeout(30)
-            self.assertEqual([sock.recv(1) for sock in socks[5:]], [b""] * 3)
+    def stranger(self, tls: bool = False) -> socket.socket:
+        sock = socket.create_connection(("127.0.0.1", self.port), timeout=30)
+        if tls:
+            sock = ssl._create_unverified_context().wrap_socket(sock)
+        self.addCleanup(sock.close)
+        return sock
+
+    def assert_open(self, *socks: socket.socket) -> None:
+        for sock in socks:
+            sock.setblocking(False)
+            with self.assertRaises((BlockingIOError, ssl.SSLWantReadError)):
+                sock.recv(1)
+
+    def pending(self) -> int:
+        return len(self.server._pending)
+
+    def test_the_oldest_idler_makes_room(self) -> None:
+        with mock.patch.object(listen, "SILENT_MAX", 5):
+            socks = [self.stranger() for _ in range(5)]
+            wait_until(lambda: self.pending() == 5, 30, "all to be accepted")
+            socks += [self.stranger() for _ in range(3)]
+            self.assertEqual([sock.recv(1) for sock in socks[:3]], [b""] * 3)
+            wait_until(lambda: self.pending() == 5, 30, "all to be accepted")
+            self.assert_open(*socks[3:])
+
+    @mock.patch.multiple(listen, SILENT_MAX=2, GREETING_MAX=2)
+    def test_who_is_silent_longest_goes_first(self) -> None:
+        pending, gone = listen.Pending(), []
+
+        class FakeConn:
+            on_heard: Any = None
+
+            def abort(self, error: Exception) -> None:
+                gone.append(self)
+                pending.remove(self)  # type: ignore[arg-type]
+
+        a, b, c, d, e = (FakeConn() for _ in range(5))
+        self.assertFalse(pending.make_room())
+        for conn in (a, b, c):
+            pending.add(conn)  # type: ignore[arg-type]
+        self.assertEqual(gone, [a])
+        b.on_heard(b)
+        c.on_heard(c)
+        pending.add(d)  # type: ignore[arg-type]
+        b.on_heard(b)
+        self.assertEqual((gone, len(pending)), ([a], 3))
+        d.on_heard(d)
+        self.assertEqual(gone, [a, c])
+        pending.add(e)  # type: ignore[arg-type]
+        self.assertTrue(pending.make_room())
+        self.assertEqual((gone, len(pending)), ([a, c, e], 2))
+
+    def test_a_client_is_let_in_past_more_idlers_than_there_are_places(self) -> None:
+        with mock.patch.multiple(listen, SILENT_MAX=10, GREETING_MAX=10):
+            for number in range(30):
+                self.stranger(tls=number % 2 == 0)
+            link = self.link()
+            for _ in range(30):
+                self.stranger()
+            self.assertEqual(link.request({"t": "echo"}, b"in")[1], b"in")
+
+    def test_too_few_descriptors_make_room_too(self) -> None:
+        with mock.patch.object(listen, "_fd_limit", return_value=0):
+            first = self.stranger()
+            wait_until(lambda: self.server._said, 30, "it to be turned away")
+            self.assertIn(b"too many connections", first.recv(1000))
+            with self.assertRaises(LinkError):
+                self.link()
+        idler = self.stranger()
+        wait_until(lambda: self.pending() == 1, 30, "it to be accepted")
+        with mock.patch.object(listen, "_fd_limit", return_value=0):
+            self.assertEqual(self.link().request({"t": "echo"}, b"in")[1], b"in")
+        self.assertEqual(idler.recv(1), b"")
+
+    def test_nothing_is_kept_of_who_has_gone(self) -> None:
+        """Not by a timer either, that would be due in ten seconds: thousands come in that time."""
+        gone: list[weakref.ref[Any]] = []
+        real = self.server._make
+
+        def channel() -> Any:
+            made = real()
+            gone.append(weakref.ref(made))
+            return made
+
+        gc.disable()
+        self.addCleanup(gc.enable)
+        self.server._make = channel
+        for tls, raw in ((False, b""), (True, b""), (False, b"GET /"), (False, b"\x16" * 99), (True, b"\xff" * 99)):
+            sock = self.stranger(tls)
+            sock.sendall(raw)
+            sock.close()
+        wait_until(lambda: len(gone) == 5 and not any(one() for one in gone), 30, "all to be freed")
+
+    def test_tls_begins_with_the_first_byte(self) -> None:
+        channel = ServerChannel(self.context, self.keys)
+        self.assertIsNone(channel._tls)
+        for raw in (b"\0\0\0\0", b"GET /"):
+            with self.assertRaises(ProtocolError):
+                ServerChannel(self.context, self.keys).receive(raw)
+        self.assertEqual(channel.receive(b"\x16"), [])
+        self.assertIsNotNone(channel._tls)
 
     def test_who_does_not_authenticate_is_cut_off(self) -> None:
         with mock.patch.object(net, "AUTH_S", 0.2):

@@ -21,8 +21,9 @@ from src import config, keys
 from src.channel import ServerChannel
 from src.core import messages
 from src.core.errors import KeyProblem, Unreachable, UsageError
+from src.listen import Server
 from src.loop import Loop
-from src.net import Conn, Server
+from src.net import Conn
 from src.spool import FileRange
 from src.worker import Worker
 from tests.support.leaks import Case
