@@ -63,8 +63,9 @@ def arm(order: list[str], modules: list[str], importers: list[str]) -> None:
     forget_ours(zygote)
     for name in order[1:]:
         __import__(name)
-        zygote.modules.update(sys.modules)
         zygote.importers.update(sys.path_importer_cache)
+    keep_whole([module for name, module in sys.modules.items() if name not in zygote.modules])
+    zygote.modules.update(sys.modules)
     gc.collect()
     gc.freeze()  # else each child copies every page at its end, when the collector writes into all headers
     # A frozen __main__ would lose its finalisers at the end.
@@ -75,6 +76,13 @@ def arm(order: list[str], modules: list[str], importers: list[str]) -> None:
     sys.modules["__main__"] = new
     zygote.keep = old
     external.SourcelessFileLoader = lambda name, path: wait(zygote, path)
+
+
+def keep_whole(modules: list[Any]) -> None:
+    """What these modules hold now is never freed: at its end each fork would take them apart, and copy every page to do
+    so, which is a third of its CPU with numpy."""
+    for module in modules:
+        _ctypes.Py_INCREF([*getattr(module, "__dict__", {}).values()])
 
 
 def wait(zygote: Any, path: str) -> Any:
