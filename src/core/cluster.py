@@ -62,7 +62,7 @@ class Cluster(Lookup):
         for job in list(self.jobs.values()):
             if job.waiting:
                 self.dependencies.enter(job)
-            self.refresh(job)
+            self.refresh(job, changed=bool(job.waiting))
         self._settle(now, wall)
 
     def handle(self, event: events.Event, now: float, wall: float) -> None:

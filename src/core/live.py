@@ -142,9 +142,9 @@ class Job:
     def restore(self, row: JobRow) -> None:
         """Take over what the store has of this job."""
         sets = json.loads(row.sets)
-        self.waiting = RangeSet(sets["waiting"])
-        self.queued = RangeSet(sets["queued"])
-        self.cancelled = RangeSet(sets["cancelled"])
+        for mine, kept in (("waiting", self.waiting), ("queued", self.queued), ("cancelled", self.cancelled)):
+            for lo, hi in sets[mine]:
+                kept.add(lo, hi)
         self.succeeded, self.failed = row.succeeded, row.failed
         self.cancelled_rows = row.cancelled - len(self.cancelled)
         self.state, self.submitted_at, self.started_at = row.state, row.submitted_at, row.started_at
