@@ -273,28 +273,32 @@ class Cluster(Lookup):
         for key in event.recalled:
             live = worker.live.get((key.job, key.pos))
             if live is not None and live.row.attempt == key.attempt:
-                self.requeue(live, "given back", None, now, wall)
+                self.requeue(live, "never began", None, now, wall)
 
     def lose(self, live: Live, now: float, wall: float) -> None:
         """The worker of a running task is lost, or came back without it."""
         outcome.lose(self, live, now, wall)
 
     def requeue(self, live: Live, happening: str, reason: str | None, now: float, wall: float, **columns: Any) -> None:
-        """A running task goes back to the queue; as a cancelled one when its cancellation was asked for."""
+        """A running task goes back to the queue; as a cancelled one when its cancellation was asked for. The number of an
+        attempt that never began is free again: its worker, which has said so, will not speak of it any more."""
         row = live.row
         if live.cancelling:
             self.end(live, row._replace(reason=None, finished_at=wall), CANCELLED, "cancelled", now)
             return
         self.detach(live, now)
-        if reason is not None:
+        began = happening != "never began"
+        if began and reason is not None:
             ended = SaveAttempt(row.job, row.pos, row.attempt, row.worker, live.started_at, wall, reason)
             self.saves.append(ended)
         row = row._replace(state=after(RUNNING, happening), reason=reason, started_at=None, **columns)
+        if not began:
+            row = row._replace(attempt=row.attempt - 1, worker=None, worker_id=None)
         job = live.job
         job.past[row.pos] = row
         job.queued.add(row.pos, row.pos + 1)
         self.save_task(row)
-        if reason != outcome.LOST:  # the lost one may yet come back with its output
+        if began and reason != outcome.LOST:  # the lost one may yet come back with its output
             self.saves.append(DropOutput(row.job, row.pos, row.attempt))
         self._notes.append(Note(row.job, row.pos, QUEUED, row.attempt))
         self.refresh(job)

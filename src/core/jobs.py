@@ -30,7 +30,8 @@ TRANSITIONS: dict[tuple[str, str], str] = {
     (RUNNING, "failed"): FAILED,
     (RUNNING, "cancelled"): CANCELLED,
     (RUNNING, "lost"): QUEUED,  # its worker went away
-    (RUNNING, "given back"): QUEUED,  # by a worker that had not started it, or that leaves in good order
+    (RUNNING, "given back"): QUEUED,  # by a worker that leaves in good order
+    (RUNNING, "never began"): QUEUED,  # says its worker: it was only sent ahead, or did not arrive
     (RUNNING, "failed, again"): QUEUED,  # --retries
     (FAILED, "retried"): QUEUED,  # by a person: `client.py retry`
     (CANCELLED, "retried"): QUEUED,

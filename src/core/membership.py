@@ -86,7 +86,7 @@ class Membership:
             keep.append(key)
         for live in [live for at, live in worker.live.items() if at not in held]:
             if same_process:  # it never arrived there
-                self._cluster.requeue(live, "given back", "the assignment did not arrive", now, wall)
+                self._cluster.requeue(live, "never began", None, now, wall)
             else:
                 self._cluster.lose(live, now, wall)
         return keep, kill

@@ -89,7 +89,7 @@ def _task_fields(task: TaskRow | None) -> dict[str, Any]:
         "cpu_seconds": task.cpu_seconds,
         "max_rss_bytes": task.max_rss_bytes,
         "worker": task.worker,
-        "attempt": task.attempt,
+        "attempt": task.attempt or None,
         "output_bytes": task.output_bytes,
         "error_bytes": task.error_bytes,
         "dropped_bytes": task.dropped_bytes,
