@@ -110,9 +110,12 @@ def overview() -> str:
 
 def parse(argv: list[str]) -> Call:
     """Raises UsageError; SystemExit for --help and what argparse finds wrong."""
-    if not argv or argv[0] in ("-h", "--help", "help"):
+    if not argv:
+        sys.stderr.write(overview())
+        raise SystemExit(EXIT_USAGE)
+    if argv[0] in ("-h", "--help", "help"):
         sys.stdout.write(overview())
-        raise SystemExit(0 if argv else EXIT_USAGE)
+        raise SystemExit(0)
     if argv[0] == "--version":
         sys.stdout.write(f"microcluster {__version__}\n")
         raise SystemExit(0)

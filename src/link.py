@@ -14,6 +14,7 @@ from .channel import ClientChannel
 from .core.errors import KeyProblem, LinkError, ManagerGone, ProtocolError, Refused, Unreachable
 from .core.handshake import may_be
 from .core.records import TYPE_CHECKING
+from .core.syntax import hold_text
 
 if TYPE_CHECKING:
     from typing import Any
@@ -101,7 +102,8 @@ class Link:
         try:
             sock = _dial(self.host, self.port, min(timeout_s, 10.0))
         except (socket.gaierror, UnicodeError) as error:
-            raise Unreachable(f"no such host: {self.host} ({getattr(error, 'strerror', None) or error})") from None
+            why = getattr(error, "strerror", None) or "not a name"
+            raise Unreachable(f"no such host: {hold_text(self.host)} ({why})") from None
         except OSError as error:
             late = isinstance(error, (socket.timeout, TimeoutError))
             why = "nobody answers there" if late else (error.strerror or str(error))

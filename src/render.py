@@ -109,23 +109,30 @@ def jobs(views: list[dict[str, Any]], stream: Any) -> str:
         for v in views
     ]
     head = ["ID", "STATE", "NAME", "USER", "AGE", "TOOK", "DETAIL"]
-    return table(rows, head, frozenset((0, 4, 5)), ((6, 22), (2, 12), (6, 8)), stream)
+    return table(rows, head, frozenset((0, 4, 5)), ((6, 22), (3, 10), (2, 12), (6, 8)), stream)
+
+
+_OF_THE_MACHINE = ("python=", "os=", "arch=", "host=")  # labels that a worker gives itself, as far as there is room
 
 
 def workers(views: list[dict[str, Any]], stream: Any) -> str:
-    """The table of `workers`."""
-    rows = []
+    """The table of `workers`. Labels that somebody gave are cut last."""
+    rows, given = [], 8
     for v in views:
-        labels = [label for label in v["labels"] if not label.startswith(("os=", "arch=", "python=", "host="))]
-        running = " ".join(v["running"][:8]) + (" .." if len(v["running"]) > 8 else "")
-        more = " ".join(part for part in (running, *labels, v.get("failing") or "") if part)
+        own = " ".join(label for label in v["labels"] if not label.startswith(_OF_THE_MACHINE))
+        rest = [label for start in _OF_THE_MACHINE for label in v["labels"] if label.startswith(start)]
+        given = max(given, len(own) + 2)
+        running = v.get("failing") or " ".join(v["running"][:8]) + (" .." if len(v["running"]) > 8 else "")
         slots = f"{v['slots_used']}/{v['slots']}"
-        rows.append([v["name"], v["state"], slots, str(v["address"] or ""), str(v.get("python") or ""), more])
+        address = str(v["address"] or "")
+        address = address.rpartition(":")[0] or address  # its port says nothing: the worker called
+        version = str(v.get("version") or "")
+        rows.append([v["name"], v["state"], slots, address, version, running, " ".join([own, *rest]).strip()])
     return table(
         rows,
-        ["NAME", "STATE", "SLOTS", "ADDRESS", "PYTHON", "RUNNING, LABELS"],
+        ["NAME", "STATE", "SLOTS", "ADDRESS", "VERSION", "RUNNING", "LABELS"],
         frozenset((2,)),
-        ((5, 8), (0, 12)),
+        ((6, max(given, 11)), (5, 10), (0, 12), (6, 12), (5, 7), (3, 15), (6, 8)),
         stream,
     )
 

@@ -48,11 +48,20 @@ class TableTest(unittest.TestCase):
     def test_workers(self) -> None:
         worker = {
             "name": "lab-1", "state": "busy", "slots": 4, "slots_used": 2, "address": "10.0.0.7:4242", "python": "3.11.7",
-            "labels": ["gpu", "os=linux"], "running": ["7.1", "8"], "failing": None,
+            "labels": ["arch=x86_64", "gpu", "os=linux", "python=3.11"], "running": ["7.1", "8"], "failing": None,
+            "version": "0.1.0",
         }  # fmt: skip
         text = render.workers([worker], io.StringIO())
         self.assertIn("2/4", text)
-        self.assertIn("7.1 8 gpu", text)
+        self.assertIn("7.1 8    gpu python=3.11 os=linux", text)
+        worker.update(
+            name="a-long-name-of-a-worker-03",
+            labels=["gpu", "os=linux", "python=3.11", "site=berlin"],
+            running=["7"] * 20,
+        )
+        text = render.workers([worker], io.StringIO())
+        self.assertLessEqual(max(map(len, text.splitlines())), 80)
+        self.assertIn("gpu site=berlin", text)
 
     def test_fields_leave_out_what_is_empty(self) -> None:
         text = render.fields(view(args=["a b", "c"], max_rss_bytes=1 << 20, cpu_seconds=0.5), io.StringIO())
