@@ -10,10 +10,10 @@ import os
 import sys
 
 from . import __version__
-from .console import MACHINE_VERBS, Broken, mend_streams, program, quiet_stdout, width_of
+from .console import MACHINE_VERBS, Broken, mend_streams, program, quiet_stdout, say, width_of
 from .core.errors import MicroclusterError, UsageError
 from .core.records import TYPE_CHECKING, NamedTuple
-from .core.syntax import hold_text, parse_selector, shown
+from .core.syntax import parse_selector, shown
 from .options import COMMON, VERBS, Option, Options, defaults
 
 if TYPE_CHECKING:
@@ -280,7 +280,7 @@ def _main(argv: list[str]) -> int:
 
 
 def _fail(error: Any, code: int) -> int:
-    sys.stderr.write(f"{program()}: {hold_text(str(error))}\n")
+    say(str(error))
     return code
 
 

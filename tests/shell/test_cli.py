@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import subprocess
+import sys
 import unittest
 from unittest import mock
 
@@ -12,6 +14,23 @@ from src import cli
 from src.core.errors import UsageError
 from src.follow import exit_code
 from src.options import VERBS
+
+
+class StartTest(unittest.TestCase):
+    def test_a_command_imports_little(self) -> None:
+        """Imports are most of a short command's time: what these bring along costs as much as all of ours."""
+        heavy = {"argparse", "ast", "datetime", "enum", "hashlib", "inspect", "json", "logging", "re", "secrets", "shutil",
+                 "socket", "ssl", "subprocess", "tempfile", "threading", "typing"}  # fmt: skip
+        program = (
+            "import sys; before = set(sys.modules); sys.path.insert(0, sys.argv[1])\n"
+            "from src import cli, verbs, submission\n"
+            "call = cli.parse(['run', '--cpus=1', '127.0.0.1', '5000', 'x.py'])\n"
+            "submission.closure.imported(b'import os')\n"
+            "print(*sorted(set(sys.modules) - before))"
+        )
+        root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+        found = subprocess.run([sys.executable, "-c", program, root], stdout=subprocess.PIPE, text=True, check=True)
+        self.assertEqual(heavy & set(found.stdout.split()), set())
 
 
 class ParseTest(unittest.TestCase):
