@@ -137,6 +137,21 @@ def workers(views: list[dict[str, Any]], stream: Any) -> str:
     )
 
 
+def starts(views: list[dict[str, Any]]) -> str:
+    """How scripts started on these workers, in a line: below the table for people. Empty when none has."""
+    warm = sum(v["warm"] or 0 for v in views)
+    reasons: dict[str, int] = {}
+    for v in views:
+        for why, times in v["cold_reasons"].items():
+            reasons[why] = reasons.get(why, 0) + times
+    cold = sum(v["cold"] or 0 for v in views)
+    if not warm + cold:
+        return ""
+    often = sorted(reasons, key=lambda why: -reasons[why])
+    told = "; ".join(f"{reasons[why]} {why}" for why in often[:5])
+    return hold_text(f"started: {warm} warm, {cold} cold" + (f" ({told})" if told else "")) + "\n"
+
+
 _FIELDS = (
     "id", "name", "state", "reason", "waiting_reason", "exit_code", "signal", "script", "args", "parameters", "user",
     "priority", "needs", "submitted_at", "started_at", "finished_at", "duration", "cpu_seconds", "max_rss_bytes", "worker",

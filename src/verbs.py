@@ -343,6 +343,8 @@ def _workers(call: Call) -> int:
         _print_json(views)
     elif views:
         sys.stdout.write(render.workers(views, sys.stdout))
+        if sys.stdout.isatty():
+            sys.stdout.write(render.starts(views))
     else:
         say("no workers")
     return 0

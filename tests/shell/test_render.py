@@ -45,6 +45,14 @@ class TableTest(unittest.TestCase):
         self.assertNotIn("\x1b", text)
         self.assertEqual(len(text.splitlines()), 2)
 
+    def test_starts(self) -> None:
+        seen = [
+            {"warm": 5, "cold": 3, "cold_reasons": {"asked for": 1, "its script\n": 2}},
+            {"warm": None, "cold": 4, "cold_reasons": {"asked for": 4}},
+        ]
+        self.assertEqual(render.starts(seen), "started: 5 warm, 7 cold (5 asked for; 2 its script\\n)\n")
+        self.assertEqual(render.starts([{"warm": 0, "cold": None, "cold_reasons": {}}]), "")
+
     def test_workers(self) -> None:
         worker = {
             "name": "lab-1", "state": "busy", "slots": 4, "slots_used": 2, "address": "10.0.0.7:4242", "python": "3.11.7",
