@@ -46,7 +46,7 @@ class TableTest(unittest.TestCase):
         self.assertEqual(len(text.splitlines()), 2)
 
     def test_starts(self) -> None:
-        seen = [
+        seen: list[dict[str, Any]] = [
             {"warm": 5, "cold": 3, "cold_reasons": {"asked for": 1, "its script\n": 2}},
             {"warm": None, "cold": 4, "cold_reasons": {"asked for": 4}},
         ]
