@@ -17,7 +17,7 @@ else:
     try:
         from _json import encode_basestring, make_encoder, make_scanner
     except ImportError:
-        make_encoder = make_scanner = None
+        encode_basestring = make_encoder = make_scanner = None
 
 
 def _unknown(value: Any) -> Any:
@@ -25,12 +25,13 @@ def _unknown(value: Any) -> Any:
 
 
 def _encoder() -> Callable[[Any], str]:
-    if make_encoder is None:
+    try:
+        # no marks of what is visited, default, texts, no indent, separators, unsorted, no key left out, no NaN
+        make = make_encoder(None, _unknown, encode_basestring, None, ":", ",", False, False, False)
+    except TypeError:  # it is not there, or a later Python calls it differently
         import json
 
         return json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
-    # no marks of what is visited, default, texts, no indent, separators, unsorted, no key left out, no NaN
-    make = make_encoder(None, _unknown, encode_basestring, None, ":", ",", False, False, False)
     return lambda value: "".join(make(value, 0))
 
 
