@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import ssl
 import stat
 import subprocess
 import sys
 import tempfile
 import unittest
+from unittest import mock
 
 from src.core.errors import KeyProblem
-from src.keys import ManagerKeys, PeerKey, check_pin, home, load_peer_key, read_key_file
+from src.keys import ManagerKeys, PeerKey, check_pin, client_context, client_tls, home, load_peer_key, read_key_file
 
 
 class KeysTest(unittest.TestCase):
@@ -102,3 +104,21 @@ class KeysTest(unittest.TestCase):
         self.assertEqual(home({"MICROCLUSTER_HOME": "/a"}), "/a")
         self.assertEqual(home({"XDG_CONFIG_HOME": "/c"}), "/c/microcluster")
         self.assertTrue(home({}).endswith("/.config/microcluster"))
+
+
+class ClientContextTest(unittest.TestCase):
+    def test_it_is_what_ssl_would_make(self) -> None:
+        public = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        public.minimum_version = ssl.TLSVersion.TLSv1_3
+        with mock.patch("_ssl._SSLContext", object):
+            fallback = client_context()
+        self.assertIsInstance(fallback, ssl.SSLContext)
+        for context in (client_context(), fallback):
+            for name in ("minimum_version", "maximum_version", "options", "verify_flags"):
+                self.assertEqual(int(getattr(context, name)), int(getattr(public, name)), name)
+            self.assertEqual(context.get_ciphers(), public.get_ciphers())
+            self.assertEqual((context.verify_mode, context.check_hostname), (ssl.CERT_NONE, False))
+            sealed = ssl.MemoryBIO()
+            with self.assertRaises(ssl.SSLWantReadError):
+                client_tls(context, ssl.MemoryBIO(), sealed).do_handshake()
+            self.assertEqual(sealed.read()[:1], b"\x16")
