@@ -159,6 +159,11 @@ class Store(events.History):
 
     # -- reading: what clients ask -------------------------------------------------------------------------------------
 
+    def ids(self, first: int, last: int, limit: int) -> list[int]:
+        """Of the jobs first..last that there are, in order, at most so many."""
+        sql = "SELECT id FROM job WHERE id BETWEEN ? AND ? ORDER BY id LIMIT ?"
+        return [row[0] for row in self.db.execute(sql, (first, last, limit))]
+
     def newest(self) -> int | None:
         return self._one("SELECT max(id) FROM job")
 

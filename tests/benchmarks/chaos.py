@@ -201,6 +201,9 @@ class Chaos:
         if waited.returncode == 124:
             self.problems.append("not all jobs finished")
         done = client_bytes(self.manager, "result", "--json", f"1-{last}", timeout_s=2 * PATIENCE_S)
+        if not done.stdout:
+            self.problems.append(f"no results: {done.stderr!r}")
+            return
         views = {view["id"]: view for view in json.loads(done.stdout)}
         keys = Counter(view["args"][0] for view in views.values())
         self.problems += [f"{key} was submitted once and became {many} jobs" for key, many in keys.items() if many > 1]

@@ -219,6 +219,8 @@ class TestLooking(ManagerCase):
         with mock.patch("src.looking.RESOLVED_A_PAGE", 2):
             found = verbs._resolve(Connection(lambda _: self.link, self.link, 0.0, print), ids)
         self.assertEqual(found, [[job, 0, 2, 3] for job in jobs] + [[jobs[0], 1, 2, 3]])
+        with mock.patch("src.requests.TARGETS_MAX", 4), self.assertRaisesRegex(Refused, "more than 4 jobs at once"):
+            self.link.request({"t": "wait", "ids": ids[:1], "timeout": 0})
 
     def test_a_view_fits_whatever_a_job_says_of_itself(self) -> None:
         long = "\u20ac" * 1000
