@@ -109,21 +109,21 @@ class Link:
             why = "nobody answers there" if late else (error.strerror or str(error))
             raise Unreachable(f"no manager at {self.where}: {why} (is it running, and is the address right?)") from None
         try:
-            self._sock = sock
+            self._sock, self._broken = sock, None
             self._channel = ClientChannel(self.key, "client", self.where)
             self._greet(time.monotonic() + GREETING_S)
         except BaseException:
             sock.close()
             raise
-        self._broken = None
 
     def _greet(self, deadline: float) -> None:
         heard = False
         while not self._channel.proved:
             self._write()
+            self._check()
             left = deadline - time.monotonic()
-            self._sock.settimeout(max(0.01, left))
             try:
+                self._sock.settimeout(max(0.01, left))
                 raw = self._sock.recv(_READ)
             except (socket.timeout, TimeoutError):
                 if heard:
@@ -139,6 +139,7 @@ class Link:
             except LinkError as error:
                 raise ManagerGone(str(error)) from None
         self._write()
+        self._check()
 
     # -- asking --------------------------------------------------------------------------------------------------------
 
@@ -192,8 +193,8 @@ class Link:
             raise ManagerGone(str(self._broken))
 
     def _read_some(self, limit_s: float | None) -> None:
-        self._sock.settimeout(SILENT_S if limit_s is None else min(SILENT_S, max(0.001, limit_s)))
-        try:
+        try:  # the socket may be closed by now: another thread could not write
+            self._sock.settimeout(SILENT_S if limit_s is None else min(SILENT_S, max(0.001, limit_s)))
             raw = self._sock.recv(_READ)
         except (socket.timeout, TimeoutError):
             if limit_s is None or limit_s >= SILENT_S:

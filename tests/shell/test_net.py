@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 from unittest import mock
 
-from src import listen, net
+from src import link, listen, net
 from src.channel import ClientChannel, ServerChannel
 from src.core.errors import KeyProblem, LinkError, ManagerGone, MicroclusterError, ProtocolError, Refused, Unreachable
 from src.keys import ManagerKeys, server_context
@@ -89,7 +89,33 @@ class NetCase(unittest.TestCase):
         return link
 
 
+class Brittle:
+    """A socket that can write so many times."""
+
+    def __init__(self, real: Any, writes: int) -> None:
+        self.real, self.writes = real, writes
+
+    def sendall(self, raw: bytes) -> None:
+        self.writes -= 1
+        if self.writes < 0:
+            raise BrokenPipeError(32, "Broken pipe")
+        self.real.sendall(raw)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+
 class LinkTest(NetCase):
+    def test_a_manager_that_goes_anywhere_in_the_greeting_is_gone(self) -> None:
+        dial = link._dial
+        for writes in range(3):
+
+            def brittle(*where: Any, writes: int = writes) -> Brittle:
+                return Brittle(dial(*where), writes)
+
+            with mock.patch("src.link._dial", brittle), self.assertRaisesRegex(ManagerGone, "Broken pipe"):
+                self.link()
+
     def test_requests_and_answers(self) -> None:
         link = self.link()
         self.assertEqual(link.request({"t": "echo"}, b"abc")[1], b"abc")
