@@ -48,7 +48,9 @@ class Loop:
         self._wake_r.setblocking(False)
         self._wake_w.setblocking(False)
         self._awake = False
-        self._lock = threading.Lock()  # guards _awake against the writer of the wake-up byte
+        self._lock = threading.Lock()  # guards _awake against the writer of the wake-up byte, and the two below
+        self._handed: set[socket.socket] = set()  # sockets on their way to this thread
+        self._closed = False
         self._running = False
         self._dirty: dict[Any, None] = {}  # connections with something to send
         self._after: list[Callable[[], Any]] = []
@@ -102,7 +104,12 @@ class Loop:
             self._wake_w.send(b"s")
 
     def close(self) -> None:
-        """Free the loop's descriptors; it must not run."""
+        """Free the loop's descriptors, and the sockets that did not arrive any more; it must not run."""
+        with self._lock:
+            self._closed = True
+            handed, self._handed = self._handed, set()
+        for sock in handed:
+            sock.close()
         self.selector.close()
         self._wake_r.close()
         self._wake_w.close()
@@ -116,6 +123,22 @@ class Loop:
             self._awake = True
             with contextlib.suppress(BlockingIOError, OSError):
                 self._wake_w.send(b"w")
+
+    def hand_over(self, sock: socket.socket, fn: Callable[[socket.socket], Any]) -> None:
+        """Have the loop's thread call fn(sock) soon; the socket is closed if the loop ends before that. Any thread."""
+        with self._lock:
+            if not self._closed:
+                self._handed.add(sock)
+        if self._closed:
+            sock.close()
+            return
+
+        def take() -> None:
+            with self._lock:
+                self._handed.discard(sock)
+            fn(sock)
+
+        self.call_threadsafe(take)
 
     def call_soon(self, fn: Callable[[], Any]) -> None:
         """At the end of this turn, before what was queued is sent."""

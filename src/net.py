@@ -340,7 +340,7 @@ def connect(
             problem = Unreachable(f"cannot reach {shown((host, port))}: {error.strerror or error}")
             loop.call_threadsafe(lambda: failed(problem))
             return
-        loop.call_threadsafe(lambda: begin(sock))
+        loop.hand_over(sock, begin)
 
     def begin(sock: socket.socket) -> None:
         tune(sock)

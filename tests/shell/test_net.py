@@ -360,6 +360,14 @@ class LoopTest(NetCase):
         self.assertTrue(done.wait(30))
         self.assertNotIn(-1, seen)
 
+    def test_a_socket_that_arrives_too_late_is_closed(self) -> None:
+        loop = Loop()
+        early, late = socket.socketpair()
+        loop.hand_over(early, lambda sock: None)
+        loop.close()
+        loop.hand_over(late, lambda sock: None)
+        self.assertEqual((early.fileno(), late.fileno()), (-1, -1))
+
     def test_a_worker_connects_and_is_told_when_nobody_is_there(self) -> None:
         other = Echo()
         key = self.keys.peer_key("worker")
