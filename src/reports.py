@@ -17,7 +17,7 @@ from .core.jobs import TaskKey
 MOMENT_S = 0.015  # a line of output may wait so long for company; twice that is far below what a person notices
 PAYLOAD_BYTES = 768 * 1024  # of one message; the largest single piece on top stays below the frame's 1 MiB
 ITEMS = 64  # of one message: even with long reasons, escaped, its JSON stays below the frame's 256 KiB
-PATIENCE_S = 0.03  # the end of a task waits so long for others while the next ones are here: the manager need not hurry
+PATIENCE_S = 0.05  # the end of a task waits so long for others while the next ones are here: the manager need not hurry
 OUTBOX_BYTES = 2 << 20  # no more output while so much waits for the network
 
 

@@ -6,8 +6,6 @@ over-long integers are refused.
 
 from __future__ import annotations
 
-from struct import Struct
-
 from .jsontext import Decoder as JsonDecoder
 from .jsontext import encode as _encode
 from .records import TYPE_CHECKING
@@ -18,7 +16,6 @@ if TYPE_CHECKING:
 HEADER_MAX = 256 * 1024  # bytes of JSON: 1 MiB of `[],` costs 23 times its size (measured)
 PAYLOAD_MAX = 1024 * 1024
 DEPTH_MAX = 32
-_HEAD = Struct(">II")
 # A text that does not end must match too: else the search starts again at each quote in it, for minutes.
 _TOKENS = rb'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[{]|[\]}]'
 
@@ -35,7 +32,7 @@ def encode(header: dict[str, Any], payload: bytes = b"") -> bytes:
         raise FrameError(f"a message cannot be sent: {error}"[:200]) from None
     if len(text) > HEADER_MAX or len(payload) > PAYLOAD_MAX:
         raise FrameError(f"a message of {len(text)} + {len(payload)} bytes is too large")
-    return _HEAD.pack(len(text), len(payload)) + text + payload
+    return (len(text) << 32 | len(payload)).to_bytes(8, "big") + text + payload
 
 
 def _integer(text: str) -> int:
@@ -138,7 +135,8 @@ class Decoder:
         view = memoryview(buffer)
         try:
             while size - start >= 8 and len(found) < most:
-                header_size, payload_size = _HEAD.unpack_from(buffer, start)
+                sizes = int.from_bytes(view[start : start + 8], "big")
+                header_size, payload_size = sizes >> 32, sizes & 0xFFFFFFFF
                 if header_size > self.header_max or payload_size > self.payload_max:
                     raise FrameError(f"a message of {header_size} + {payload_size} bytes is not allowed here")
                 end = start + 8 + header_size + payload_size

@@ -15,7 +15,7 @@ from .live import Job, Shape, Worker
 from .syntax import version_matches
 
 RESERVE_AFTER_S = 10.0
-AHEAD_S = 0.1  # work sent to a worker ahead of need: covers the way there and back (measured: 50 ms away, still busy)
+AHEAD_S = 0.15  # work sent to a worker ahead of need: covers the way there and back (measured: 50 ms away, still busy)
 AHEAD_PER_SLOT = 32
 STALE_S = 1.0  # what still waits then is asked back: ten times as long as was meant
 

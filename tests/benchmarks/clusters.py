@@ -6,6 +6,7 @@ site-packages makes everybody else look slow, and us good.
 
 from __future__ import annotations
 
+import getpass
 import os
 import shutil
 import statistics
@@ -119,6 +120,7 @@ class Bench:
         self.hello = self.write("hello.py", HELLO)
         names = ("PATH", "HOME", "LANG", "TMPDIR")
         self.environ = {name: os.environ[name] for name in names if name in os.environ}
+        self.environ["USER"] = getpass.getuser()  # as every login has it
         self.key_home = str(self.folder / "keys")
         self.environ["MICROCLUSTER_HOME"] = self.key_home
         return self
