@@ -425,7 +425,7 @@ class Cluster(Lookup):
             assert sum(job.counts().values()) == job.count, (job.id, job.counts(), job.count)
             assert job.state_now() not in TERMINAL, f"job {job.id} ended and did not leave"
             assert job.max_running is None or len(job.live) <= job.max_running, job.id
-            assert set(job.past) <= set(job.queued) | set(job.waiting), job.id
+            assert all(pos in job.queued or pos in job.waiting for pos in job.past), job.id
             for pos, live in job.live.items():
                 assert live.worker.live[job.id, pos] is live
                 assert pos not in job.queued and pos not in job.waiting and pos not in job.cancelled

@@ -6,7 +6,7 @@ from tests.benchmarks.chaos import Chaos
 from tests.support.leaks import Case
 from tests.support.marks import linux_only, slow
 
-SECONDS = 10.0
+SECONDS = 6.0
 
 
 @slow

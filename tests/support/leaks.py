@@ -48,6 +48,7 @@ class Case(unittest.TestCase):
         os.environ.update({"TMPDIR": temp, MARK: mark})
         tempfile.tempdir = temp
         before = (set(threading.enumerate()), child_pids(), open_files())
+        gc.freeze()  # the collection after the test looks through what the test made, not through all modules
         self.addCleanup(_check, self, temp, mark, before)  # registered first, so it runs last
         for key in [key for key, (_, closed) in _evidence.items() if closed]:
             del _evidence[key]
