@@ -18,7 +18,6 @@ from .options import COMMON, VERBS, Option, Options, defaults
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
     from typing import Any
 
 EXIT_USAGE, EXIT_OURS, EXIT_INTERRUPTED, EXIT_UNFINISHED = 2, 125, 130, 124
@@ -39,6 +38,8 @@ def parser_of(name: str) -> argparse.ArgumentParser:
     """The parser of a verb's options."""
     import argparse
 
+    from .config import add_to
+
     verb = VERBS[name]
     words = {
         "script": " SCRIPT [ARG..]",
@@ -57,21 +58,7 @@ def parser_of(name: str) -> argparse.ArgumentParser:
         formatter_class=_formatter,
         allow_abbrev=False,
     )
-    for option in _table(name):
-        if option.parse is None:
-            parser.add_argument(option.flag, action="store_true", help=option.help)
-            continue
-        more: dict[str, Any] = {"action": "append"} if option.many else {}
-        if option.dest:
-            more["dest"] = option.dest
-        parser.add_argument(
-            option.flag,
-            type=_for_argparse(option.parse),
-            default=[] if option.many else option.default,
-            metavar=option.metavar,
-            help=option.help,
-            **more,
-        )
+    add_to(parser, _table(name))
     return parser
 
 
@@ -85,18 +72,6 @@ def _formatter(prog: str) -> argparse.HelpFormatter:
     import argparse
 
     return argparse.RawDescriptionHelpFormatter(prog, width=min(width_of(sys.stdout), 100) - 2)
-
-
-def _for_argparse(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    import argparse
-
-    def convert(text: str) -> Any:
-        try:
-            return parse(text)
-        except UsageError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return convert
 
 
 def overview() -> str:

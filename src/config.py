@@ -6,30 +6,14 @@ import argparse
 import os
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 from .core.errors import UsageError
 from .core.syntax import at_least, parse_duration, parse_label, parse_resource, parse_size
+from .options import Option
 
 DEFAULT_HOST = "localhost"
 DEFAULT_PORT = 5000
-
-
-class Setting(NamedTuple):
-    """One setting. parse None: a switch. many: may be given several times, a list. `dest`: its name where it is used,
-    if that is not the flag's."""
-
-    flag: str
-    parse: Callable[[str], Any] | None
-    default: Any
-    metavar: str
-    help: str
-    many: bool = False
-    dest: str = ""
-
-    @property
-    def name(self) -> str:
-        return self.dest or self.flag[2:].replace("-", "_")
 
 
 def _word(text: str) -> str:
@@ -65,31 +49,31 @@ def data_dir(name: str) -> str:
 
 
 MANAGER = (
-    Setting("--data", str, None, "DIR", "where scripts, the job table and output live (default: manager_scripts/)"),
-    Setting("--lost-after", parse_duration, 60.0, "DURATION", "a worker away for so long is lost (default: 60s)"),
-    Setting("--crash-limit", at_least(1), 3, "N", "a task whose worker was lost N times fails (default: 3)"),
-    Setting("--keep", parse_duration, None, "DURATION", "forget finished jobs after so long (default: never)"),
+    Option("--data", str, None, "DIR", "where scripts, the job table and output live (default: manager_scripts/)"),
+    Option("--lost-after", parse_duration, 60.0, "DURATION", "a worker away for so long is lost (default: 60s)"),
+    Option("--crash-limit", at_least(1), 3, "N", "a task whose worker was lost N times fails (default: 3)"),
+    Option("--keep", parse_duration, None, "DURATION", "forget finished jobs after so long (default: never)"),
 )
 WORKER = (
-    Setting("--slots", at_least(1), None, "N", "tasks at a time (default: the CPUs that this process may use)"),
-    Setting("--name", _word, None, "NAME", "shown in lists (default: the host name)"),
-    Setting("--label", parse_label, (), "LABEL", "what --on can ask for (repeatable)", True, "labels"),
-    Setting("--gpus", at_least(0), None, "N", "GPUs to offer (default: those that nvidia-smi -L lists)"),
-    Setting("--memory", parse_size, None, "SIZE", "memory to offer (default: the machine's)"),
-    Setting("--data", str, None, "DIR", "where scripts and files are kept (default: worker_scripts/)"),
-    Setting("--idle-exit", parse_duration, None, "DURATION", "leave when nothing ran for so long"),
-    Setting("--python", _python, (), "NAME=PATH", "offer an interpreter (repeatable)", True, "pythons"),
-    Setting(
+    Option("--slots", at_least(1), None, "N", "tasks at a time (default: the CPUs that this process may use)"),
+    Option("--name", _word, None, "NAME", "shown in lists (default: the host name)"),
+    Option("--label", parse_label, (), "LABEL", "what --on can ask for (repeatable)", True, "labels"),
+    Option("--gpus", at_least(0), None, "N", "GPUs to offer (default: those that nvidia-smi -L lists)"),
+    Option("--memory", parse_size, None, "SIZE", "memory to offer (default: the machine's)"),
+    Option("--data", str, None, "DIR", "where scripts and files are kept (default: worker_scripts/)"),
+    Option("--idle-exit", parse_duration, None, "DURATION", "leave when nothing ran for so long"),
+    Option("--python", _python, (), "NAME=PATH", "offer an interpreter (repeatable)", True, "pythons"),
+    Option(
         "--resource", parse_resource, (), "NAME=N", "offer N of something countable (repeatable)", True, "resources"
     ),
-    Setting("--preload", str, (), "MODULE", "import MODULE ahead for every script (repeatable)", True),
-    Setting("--cold", None, False, "", "start a new interpreter for each script"),
-    Setting("--drain-timeout", parse_duration, None, "DURATION", "on SIGTERM, wait so long for running tasks"),
-    Setting("--connect-timeout", parse_duration, None, "DURATION", "give up when no manager is reached for so long"),
-    Setting("--key-file", str, None, "FILE", "the key (default: cluster.key in ~/.config/microcluster)"),
+    Option("--preload", str, (), "MODULE", "import MODULE ahead for every script (repeatable)", True),
+    Option("--cold", None, False, "", "start a new interpreter for each script"),
+    Option("--drain-timeout", parse_duration, None, "DURATION", "on SIGTERM, wait so long for running tasks"),
+    Option("--connect-timeout", parse_duration, None, "DURATION", "give up when no manager is reached for so long"),
+    Option("--key-file", str, None, "FILE", "the key (default: cluster.key in ~/.config/microcluster)"),
 )
-COMMON = (Setting("--insecure", None, False, "", "no keys and no encryption; must be given on all sides"),)
-LOCAL = (Setting("--workers", at_least(1), 2, "N", "worker processes to start (default: 2)"),)
+COMMON = (Option("--insecure", None, False, "", "no keys and no encryption; must be given on all sides"),)
+LOCAL = (Option("--workers", at_least(1), 2, "N", "worker processes to start (default: 2)"),)
 
 
 def argument(parse: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -104,7 +88,7 @@ def argument(parse: Callable[[str], Any]) -> Callable[[str], Any]:
     return convert
 
 
-def add_to(parser: argparse.ArgumentParser, table: tuple[Setting, ...]) -> None:
+def add_to(parser: argparse.ArgumentParser, table: tuple[Option, ...]) -> None:
     """The flags of a table."""
     for item in table:
         if item.parse is None:
@@ -131,7 +115,7 @@ class _Settings(SimpleNamespace):
     """Every setting of a table by name, with host, port and insecure; what is not given is at its default. Raises
     UsageError for a name that there is not."""
 
-    _table: tuple[Setting, ...] = ()
+    _table: tuple[Option, ...] = ()
     _data = ""
     _more: dict[str, Any] = {}
 

@@ -13,6 +13,7 @@ from _thread import allocate_lock
 from .console import Broken, say, write_all
 from .core.errors import LinkError
 from .core.records import TYPE_CHECKING
+from .link import PAUSE_MAX_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from .link import Link
 
 POLL_S = 25.0
-PAUSE_MAX_S = 3.0
 
 
 class Connection:

@@ -34,6 +34,11 @@ class Timer:
 
     def cancel(self) -> None:
         self.cancelled = True
+        self.fn = _nothing  # the timer stays until it would be due, what it was to call need not
+
+
+def _nothing() -> None:
+    pass
 
 
 class Loop:

@@ -14,6 +14,7 @@ from typing import Any
 from . import __version__, config, keys, log
 from .console import MACHINE_VERBS
 from .core.errors import KeyProblem, MicroclusterError, UsageError
+from .options import Option
 
 EXIT_USAGE, EXIT_KEY, EXIT_OTHER = 2, 77, 1
 _LIFELINE = "MICROCLUSTER_LIFELINE"  # the descriptor through which a child of `local` notices its end
@@ -41,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog=_program(), description="The machines of a microcluster.")
     top.add_argument("--version", action="version", version=f"microcluster {__version__}")
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
-    tables: dict[str, tuple[config.Setting, ...]] = {
+    tables: dict[str, tuple[Option, ...]] = {
         "manager": config.MANAGER,
         "worker": config.WORKER,
         "local": (*config.LOCAL, *config.MANAGER),

@@ -286,12 +286,7 @@ class Conn:
         self._raw = b""
         if hasattr(self, "_beat"):
             self._beat.cancel()
-            self._beat.fn = _nothing  # it is kept until it would be due, which is long when thousands come and go
         self.handler.closed(self, error)
-
-
-def _nothing() -> None:
-    pass
 
 
 def tune(sock: socket.socket) -> None:

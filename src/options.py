@@ -1,6 +1,7 @@
-"""The options and verbs of client.py, as tables: what is accepted, its default, its line of help.
+"""What an option is, and the options and verbs of client.py as tables: what is accepted, its default, its line of help.
 
-Read by the command line, the completion scripts and the Python API. What passes here, the manager takes.
+Read by the command line, the completion scripts and the Python API; config.py has the tables of the machines. What passes
+here, the manager takes.
 """
 
 from __future__ import annotations

@@ -360,13 +360,12 @@ def request_of(sub: Submission) -> dict[str, Any]:
 
 
 def _message(sub: Submission) -> tuple[dict[str, Any], bytes]:
-    resolved = sub.spec
     header: dict[str, Any] = {"t": "submit", "request_id": sub.request_id}
-    text = jsontext.encode(resolved).encode()
+    text = jsontext.encode(sub.spec).encode()
     if len(text) > SPEC_MAX:
         header["spec_blob"] = sub.add(text)
     else:
-        header["spec"] = resolved
+        header["spec"] = sub.spec
     inline: list[list[Any]] = []
     parts: list[bytes] = []
     room = INLINE_MAX

@@ -21,12 +21,12 @@ ORDER = """
     core.__init__ core.errors core.records core.digest core.ranges core.syntax core.indexes core.jsontext core.framing
     core.handshake core.messages core.jobs core.orders core.saves core.events core.live core.views core.scheduler
     core.explain core.lookup core.outcome core.dependencies core.placement core.membership core.cluster core.agent
-    faults log console loop config keys channel spool schema net listen link store
+    faults log console loop options config keys channel spool schema net listen link store
     metrics waiting reading forgetting looking requests corethread content sessions manager
     machine errands jobenv proctree runners launcher interpreters environments reports fetching staging preparing
     streams uploads attempts uplink worker
     closure pep723 submission follow render downloads
-    machines options cli completion dashboard top verbs api futures
+    machines cli completion dashboard top verbs api futures
 """.split()
 
 # The core decides; time, chance, files, processes and connections are its arguments.
@@ -42,7 +42,7 @@ LATE_IMPORTS: set[tuple[str, str]] = {
     ("channel", "_ssl"), ("keys", "ssl"), ("keys", "_ssl"), ("keys", "subprocess"),
     ("console", "select"), ("closure", "_ast"), ("closure", "warnings"), ("closure", "importlib.machinery"),
     ("submission", ".core.messages"), ("submission", ".core.indexes"), ("submission", ".pep723"), ("follow", ".core.jobs"),
-    ("options", ".core.indexes"), ("cli", "argparse"), ("cli", ".verbs"), ("cli", ".machines"),
+    ("options", ".core.indexes"), ("cli", "argparse"), ("cli", ".config"), ("cli", ".verbs"), ("cli", ".machines"),
     ("verbs", "json"), ("verbs", "signal"), ("verbs", ".keys"), ("verbs", ".submission"),
     ("verbs", ".render"), ("verbs", ".downloads"), ("verbs", ".dashboard"), ("verbs", ".top"), ("verbs", ".completion"),
     ("machines", ".manager"), ("machines", ".worker"),

@@ -63,7 +63,7 @@ def arm(order: list[str], modules: list[str], importers: list[str]) -> None:
     forget_ours(zygote)
     for name in order[1:]:
         __import__(name)
-        zygote.importers.update(sys.path_importer_cache)
+    zygote.importers.update(sys.path_importer_cache)
     keep_whole([module for name, module in sys.modules.items() if name not in zygote.modules])
     zygote.modules.update(sys.modules)
     gc.collect()

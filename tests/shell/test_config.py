@@ -13,10 +13,11 @@ from unittest import mock
 
 from src import config, log
 from src.core.errors import UsageError
+from src.options import Option
 from tests.support.leaks import Case
 
 
-def parsed(table: tuple[config.Setting, ...], *words: str) -> argparse.Namespace:
+def parsed(table: tuple[Option, ...], *words: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     config.add_to(parser, (*table, *config.COMMON))
     found = parser.parse_args(words)
